@@ -27,10 +27,14 @@ from exporter.errors import CaptureError, ConfigError, ExporterError
 from exporter.host import HostReading
 from exporter.service import Service
 from exporter.snapshot import Snapshot
-from exporter.web import door as web_door
-from exporter.web import server
+from exporter.web import release as web_release
 from exporter.web.app import ExporterApp
-from exporter.web.release import ReleaseEndpoint, read_token
+from serving import server
+from serving.door import open_door
+from serving.errors import ConfigError as WebConfigError
+from serving.errors import ServingError
+from serving.live import LiveConfig
+from serving.password import Password
 
 _log = logging.getLogger("exporter")
 # Opening a driver without persistence mode takes seconds.
@@ -50,10 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         level = flags.log_level if flags.command == "serve" else "error"
         logs.configure(level, flags.log_format)
         return _COMMANDS[flags.command](flags)
-    except ConfigError as error:
+    except (ConfigError, WebConfigError) as error:
         print(f"gpu-exporter: {error}", file=sys.stderr)
         return 2
-    except ExporterError as error:
+    except (ExporterError, ServingError) as error:
         print(f"gpu-exporter: {error}", file=sys.stderr)
         return 1
 
@@ -62,15 +66,17 @@ def _serve(flags: options.Flags) -> int:
     service = Service(config.load(flags.config_file), flags.service_options())
     endpoint = None
     if flags.release_token_file is not None:
-        endpoint = ReleaseEndpoint(service.release, read_token(flags.release_token_file))
+        token = web_release.read_token(flags.release_token_file)
+        endpoint = web_release.ReleaseEndpoint(service.release, token)
     app = ExporterApp(
         service.store, service.page, flags.telemetry_path, service.read_host, endpoint
     )
     _log.info("gpu-exporter %s", __version__)
+    live = None if flags.web_config_file is None else LiveConfig(flags.web_config_file)
+    # The release has a token of its own, in the same header.
+    password = Password("gpu-exporter", frozenset({web_release.PATH}))
     try:
-        server.serve(
-            web_door.open_door(app, flags.listen_address, flags.web_config_file), service.start
-        )
+        server.serve(open_door(app, flags.listen_address, live, password), service.start)
     finally:
         service.stop()
     _log.info("stopped")

@@ -13,10 +13,6 @@ class ConfigError(ExporterError):
     """A flag, an environment variable or the configuration file is not usable."""
 
 
-class ListenError(ExporterError):
-    """The address to serve on cannot be had."""
-
-
 class StorageError(ExporterError):
     """The state directory cannot be read or written."""
 

@@ -11,7 +11,8 @@ from exporter import __version__, logs
 from exporter.backends import registry
 from exporter.errors import ConfigError
 from exporter.service import ServiceOptions
-from exporter.web.server import parse_address
+from serving.address import parse_address
+from serving.errors import ConfigError as AddressError
 
 _PREFIX = "GPU_EXPORTER_"
 _PROCFS = "/proc"
@@ -32,6 +33,7 @@ class Flags(argparse.Namespace):
     sample_interval: float
     storage_path: Path | None
     procfs: Path
+    container_socket: Path | None
     log_level: str
     log_format: str
     json: bool
@@ -47,6 +49,7 @@ class Flags(argparse.Namespace):
             sample_interval=self.sample_interval,
             storage_path=self.storage_path,
             procfs=self.procfs,
+            container_socket=self.container_socket,
         )
 
 
@@ -91,7 +94,14 @@ def _common(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     add("--simulator.url", "http://127.0.0.1:9950", "for --backend=simulated")
     add("--sample-interval", "1", "seconds between readings", type=_seconds, metavar="SECONDS")
     add("--storage.path", None, "directory that remembers the GPUs", type=Path, metavar="DIR")
-    add("--path.procfs", _PROCFS, "where the host's memory is read", type=Path, metavar="DIR")
+    add("--path.procfs", _PROCFS, "where the host's memory and processes are read", type=Path, metavar="DIR")
+    add(
+        "--container.socket",
+        None,
+        "of Docker or Podman, to be asked for the names of containers",
+        type=Path,
+        metavar="SOCKET",
+    )
     add("--log.level", "info", "|".join(logs.LEVELS))
     add("--log.format", "text", "|".join(logs.FORMATS))
 
@@ -150,7 +160,10 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
 
 
 def _check(flags: Flags) -> None:
-    parse_address(flags.listen_address)
+    try:
+        parse_address(flags.listen_address)
+    except AddressError as error:
+        raise ConfigError(f"--web.listen-address: {error}") from error
     if not flags.telemetry_path.startswith("/") or flags.telemetry_path == "/":
         raise ConfigError(f"--web.telemetry-path must be below /, not '{flags.telemetry_path}'")
     for flag, value, known in (

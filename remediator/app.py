@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import signal
 import threading
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +23,6 @@ from remediator import (
 )
 from remediator.clock import Clock, SystemClock
 from remediator.config import Config, ServiceConfig
-from remediator.config.loader import host_and_port
 from remediator.config.secrets import read_or_create_key
 from remediator.counters import Counters
 from remediator.engine.evaluator import Evaluator
@@ -46,8 +44,9 @@ from remediator.store.store import DATABASE, StateLock
 from remediator.web.alerts import Refusals
 from remediator.web.app import Deps, create_app
 from remediator.web.auth import Tokens, load_tokens
-from remediator.web.server import bind, serve
+from remediator.web.server import listen
 from remediator.world import Service, World
+from serving.server import serve
 
 log = logging.getLogger(__name__)
 
@@ -212,27 +211,21 @@ def run(config: Config) -> int:
         store = open_store(config, clock)
         stack.callback(store.close)
         remediator = build(config, clock, store)
-        sock = stack.enter_context(bind(*host_and_port(config.web.listen_address)))
         app = web_application(remediator, tokens)
-        too_large = app.extensions["refusals"].too_large
-        server = serve(app, sock, config.web.max_body_bytes, too_large)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, _leave)
-        remediator.worker.start()
-        log.info("listening address=%s mode=%s", config.web.listen_address, config.mode)
+        server = listen(app, config.web, app.extensions["refusals"].too_large)
         try:
-            for concern in concerns(remediator.world, remediator.playbooks):
-                log.warning("%s", concern)
-            server.run()
+            serve(server, partial(_begin, remediator))
         finally:
             log.info("stopping: running steps are ended first")
             remediator.worker.stop()
     return 0
 
 
-def _leave(number: int, frame: object) -> None:  # noqa: ARG001 - a signal handler
-    # waitress turns SystemExit of the main thread into an orderly end.
-    raise SystemExit(0)
+def _begin(remediator: Remediator) -> None:
+    remediator.worker.start()
+    log.info("mode=%s", remediator.world.config.mode)
+    for concern in concerns(remediator.world, remediator.playbooks):
+        log.warning("%s", concern)
 
 
 def _health(remediator: Remediator) -> str | None:

@@ -1,1 +1,1 @@
-"""The HTTP side: pages and JSON, passwords and TLS, and the server that slow clients cannot fill."""
+"""The HTTP side: pages and JSON; `serving` is the server in front of them."""

@@ -13,9 +13,9 @@ from exporter.gpu_state import HISTORY_SECONDS, HistoryPoint
 from exporter.host import HostReading
 from exporter.snapshot import Snapshot
 from exporter.web import release as release_endpoint
-from exporter.web import responses
-from exporter.web.answer import preferred_format, send
-from exporter.web.responses import Response
+from serving import responses
+from serving.answer import preferred_format, send
+from serving.responses import Response
 
 Endpoint: TypeAlias = Callable[[WSGIEnvironment], Response]
 

@@ -10,8 +10,8 @@ from wsgiref.types import WSGIEnvironment
 
 from exporter.errors import ConfigError, ReleaseError
 from exporter.release import LONGEST_SECONDS, Grant
-from exporter.web import responses
-from exporter.web.responses import Response
+from serving import responses
+from serving.responses import Response
 
 PATH = "/-/release"
 _DEFAULT_SECONDS = 120.0

@@ -14,9 +14,10 @@ import yaml
 from remediator.config.model import Config
 from remediator.config.strict import build
 from remediator.errors import ConfigError
+from serving.address import parse_address
+from serving.errors import ConfigError as AddressError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_PORT = re.compile(r"[0-9]{1,5}")
 _UUID = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{2,63}")
 
 _NEVER_ZERO = (
@@ -80,10 +81,10 @@ def host_and_port(text: str) -> tuple[str, int]:
     Raises:
         ConfigError: it is not of that form.
     """
-    host, colon, port = text.rpartition(":")
-    if not colon or not _PORT.fullmatch(port) or int(port) > 65535:
-        raise ConfigError(f"{text!r} is not HOST:PORT, like 127.0.0.1:9941")
-    return host.strip("[]"), int(port)
+    try:
+        return parse_address(text)
+    except AddressError as error:
+        raise ConfigError(f"web.listen_address: {error}") from None
 
 
 def is_loopback(host: str) -> bool:

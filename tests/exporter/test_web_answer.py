@@ -7,8 +7,9 @@ import json
 
 import pytest
 
-from exporter.web.answer import accepts_gzip, preferred_format
-from tests.exporter.web_door import Door
+from serving.answer import accepts_gzip, preferred_format
+from tests.exporter.web_page import application
+from tests.serving.door import Door
 
 OPENMETRICS = "application/openmetrics-text"
 # What Prometheus of that version sends.
@@ -49,7 +50,7 @@ PROTOBUF_FIRST = (
     ],
 )
 def test_the_format_with_the_greatest_weight_is_served(accept, begins) -> None:
-    door = Door()
+    door = Door(app=application())
     try:
         status, headers, body = door.get(headers={"Accept": accept})
     finally:
@@ -86,7 +87,7 @@ def test_gzip_only_where_it_is_taken(header, accepted) -> None:
 
 
 def test_what_is_long_is_packed_and_what_is_short_is_not() -> None:
-    door = Door()
+    door = Door(app=application())
     taken = {"Accept-Encoding": "gzip"}
     try:
         for path in ("/metrics", "/api/gpus"):

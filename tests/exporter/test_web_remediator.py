@@ -11,7 +11,8 @@ from remediator import exporter_access, exporter_release
 from remediator.config import ExporterConfig
 from remediator.errors import ConfigError, ControlError, NoEvidence
 from remediator.exporter_client import ExporterClient
-from tests.exporter.web_door import CA, HASH, SERVER, TLS, Door
+from tests.exporter.web_page import PASSWORD, application
+from tests.serving.door import CA, HASH, SERVER, TLS, Door
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def door(tmp_path: Path) -> Iterator[Door]:
         f"tls_server_config:\n{SERVER}  client_auth_type: RequireAndVerifyClientCert\n"
         f"  client_ca_file: {CA}\nbasic_auth_users: {{remediator: {HASH}}}\n"
     )
-    opened = Door(path)
+    opened = Door(path, application(), password=PASSWORD)
     yield opened
     opened.close()
 

@@ -389,7 +389,7 @@ def test_a_port_in_use_is_one_line_and_nothing_is_left_running(
     done = command("serve", f"--config.file={write_config(tmp_path, web=web)}")
     assert done.returncode == 1
     assert done.stderr.decode().count("\n") == 1
-    assert f"port {server.port} is in use" in done.stderr.decode()
+    assert f":{server.port} is in use" in done.stderr.decode()
     assert "--web.listen-address" in done.stderr.decode()
 
 

@@ -6,7 +6,7 @@ import gzip
 from collections.abc import Iterable, Iterator
 from wsgiref.types import StartResponse, WSGIEnvironment
 
-from exporter.web.responses import Response
+from serving.responses import Response
 
 # Level 1 is within a few percent of the best size here, for a third of the time.
 _GZIP_LEVEL = 1

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from exporter.web.auth import BasicAuth, Verdict
-from exporter.web.config import RateLimit, WebConfig
-from exporter.web.guard import Guard
-from exporter.web.release import ReleaseEndpoint
+from serving.auth import BasicAuth, Verdict
+from serving.config import RateLimit, WebConfig
+from serving.guard import Guard
 from tests.exporter.fakes import FakeClock
-from tests.exporter.web_door import HASH, Door, application, basic
+from tests.serving.door import HASH, OWN_TOKEN, PASSWORD, Door, application, ask, basic
 
 DEAR = "$2y$12$1DpfPeqF9HzHJt.EWswy1exHluGfbhnn3yXhR7Xes6m3WJqFg0Wby"
 USERS = {"alice": HASH}
@@ -133,42 +132,31 @@ def test_one_address_has_one_guess_under_way(auth, verify, eventually) -> None:
     assert other == [Verdict.GRANTED]
 
 
-def ask(app, path: str = "/metrics", **headers: str):
-    environ = {"REQUEST_METHOD": "GET", "PATH_INFO": path, "REMOTE_ADDR": "a"}
-    environ |= {f"HTTP_{name.upper()}": value for name, value in headers.items()}
-    seen: list = []
-    body = b"".join(app(environ, lambda status, head: seen.append((int(status[:3]), head))))
-    ((status, headers),) = seen
-    return status, headers, body
+def guarded(clock: FakeClock | None = None, **config) -> Guard:
+    return Guard(application, lambda: WebConfig(**config), clock or FakeClock(), PASSWORD)
 
 
-@pytest.mark.parametrize(
-    "path", ["/", "/metrics", "/api/gpus", "/-/healthy", "/-/ready", "/nothing"]
-)
+@pytest.mark.parametrize("path", ["/", "/metrics", "/-/healthy", "/nothing"])
 def test_every_path_needs_the_password(path) -> None:
-    guard = Guard(application(), lambda: WebConfig(users=USERS), FakeClock())
+    guard = guarded(users=USERS)
     status, headers, _ = ask(guard, path)
     assert status == 401
-    assert dict(headers)["WWW-Authenticate"].startswith("Basic realm=")
+    assert dict(headers)["WWW-Authenticate"].startswith('Basic realm="tests"')
     assert ask(guard, path, authorization=basic("alice:secret"))[0] in {200, 404}
 
 
-def test_the_release_has_a_token_of_its_own() -> None:
-    class NeverAsked:
-        def grant(self) -> None:
-            return None
+def test_a_path_with_a_token_of_its_own_is_left_to_the_application() -> None:
+    assert ask(guarded(users=USERS), OWN_TOKEN)[0] == 404
 
-    app = application()
-    app._routes["/-/release"] = ReleaseEndpoint(NeverAsked(), "t" * 20)
-    guard = Guard(app, lambda: WebConfig(users=USERS), FakeClock())
-    assert ask(guard, "/-/release", authorization="Bearer " + "t" * 20)[0] == 200
-    status, headers, _ = ask(guard, "/-/release", authorization=basic("alice:secret"))
-    assert (status, dict(headers)["WWW-Authenticate"]) == (401, "Bearer")
+
+def test_an_application_that_asks_itself_is_left_to() -> None:
+    guard = Guard(application, lambda: WebConfig(users=USERS), FakeClock(), None)
+    assert ask(guard)[0] == 200
 
 
 def test_headers_of_the_file_are_on_every_answer_once() -> None:
     wanted = {"X-Content-Type-Options": "nosniff", "X-Frame-Options": "deny"}
-    guard = Guard(application(), lambda: WebConfig(users=USERS, headers=wanted), FakeClock())
+    guard = guarded(users=USERS, headers=wanted)
     for authorization in ("", basic("alice:secret")):
         _, headers, _ = ask(guard, authorization=authorization)
         names = [name for name, _ in headers]
@@ -178,7 +166,7 @@ def test_headers_of_the_file_are_on_every_answer_once() -> None:
 
 def test_a_rate_limit_lets_bursts_through_and_no_more() -> None:
     clock = FakeClock()
-    guard = Guard(application(), lambda: WebConfig(rate_limit=RateLimit(2.0, 2)), clock)
+    guard = guarded(clock, rate_limit=RateLimit(2.0, 2))
     assert [ask(guard)[0] for _ in range(3)] == [200, 200, 429]
     clock.now += 1.9
     assert ask(guard)[0] == 429

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from exporter.web import server
-from exporter.web.channel import Patience
-from tests.exporter.web_door import SERVER, Door, ask_again, trusting
-
-CLIENTS = 50
+from serving import server
+from serving.channel import Patience
+from tests.serving.door import CLIENTS, SERVER, Door, ask_again, clients, trusting
 
 
 @pytest.fixture(params=["http", "https"])
@@ -51,12 +47,6 @@ def listening(door: Door) -> bool:
     with contextlib.suppress(OSError), door.connect():
         return True
     return False
-
-
-@contextlib.contextmanager
-def clients(door: Door, count: int = CLIENTS) -> Iterator[list[socket.socket]]:
-    with contextlib.ExitStack() as stack:
-        yield [stack.enter_context(door.connect()) for _ in range(count)]
 
 
 def test_clients_that_say_nothing_do_not_keep_others_out(opened) -> None:
@@ -209,26 +199,3 @@ def test_an_end_does_not_wait_for_those_who_say_nothing(web_config) -> None:
         assert door.get("/-/healthy")[0] == 200
         door.close()
         assert silent[0].recv(1) == b""
-
-
-def test_more_connections_than_the_soft_limit_has_descriptors() -> None:
-    """A shell or systemd often gives 1,024: to accept would fail there, again and again."""
-    process = subprocess.Popen(
-        [
-            *("prlimit", "--nofile=64:4096", sys.executable, "-m", "exporter", "serve"),
-            *("--web.listen-address=127.0.0.1:0", "--backend=simulated"),
-            "--simulator.url=http://127.0.0.1:1",
-        ],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        said = next(line for line in process.stderr if "listening on" in line)
-        door = Door.__new__(Door)
-        door.port, door.scheme = int(said.rpartition(":")[2]), "http"
-        with clients(door, 200):
-            assert door.get("/-/healthy")[0] == 200
-    finally:
-        process.terminate()
-        process.communicate(timeout=30)
-    assert process.returncode == 0

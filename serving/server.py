@@ -8,15 +8,17 @@ import logging
 import resource
 import signal
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 from wsgiref.types import WSGIApplication
 
 import waitress.server
 from waitress import wasyncore
 
-from exporter.clock import Clock
-from exporter.errors import ConfigError, ListenError
-from exporter.web.channel import Channel, ChannelFactory
+from serving.address import parse_address
+from serving.channel import Channel, ChannelFactory
+from serving.clock import Clock
+from serving.errors import ListenError
 
 _log = logging.getLogger(__name__)
 # It warns of each request that waits for a thread, which anybody can bring about.
@@ -32,10 +34,8 @@ _OTHER_DESCRIPTORS = 128
 _GRACE_SECONDS = 3.0
 
 _SETTINGS: dict[str, Any] = {
-    "threads": 4,
     "channel_timeout": 30,
     "ident": None,
-    "max_request_body_size": 1024,
     "max_request_header_size": 16384,
     "clear_untrusted_proxy_headers": True,
     # A client that goes away is no error of ours.
@@ -43,17 +43,19 @@ _SETTINGS: dict[str, Any] = {
 }
 
 
-def parse_address(text: str) -> tuple[str, int]:
-    """Split HOST:PORT; an empty host means all interfaces.
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """How much is served at once.
 
-    Raises:
-        ConfigError: it is not HOST:PORT.
+    Attributes:
+        threads: that answer; reading and writing has one of its own.
+        body_bytes: the longest body of a request; a longer one is answered with 413.
+        on_too_large: called with the path and the peer's address of each such request.
     """
-    host, separator, port = text.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not separator or not port.isdecimal() or int(port) > 65535:
-        raise ConfigError(f"--web.listen-address: expected HOST:PORT such as :9940, not '{text}'")
-    return host, int(port)
+
+    threads: int = 4
+    body_bytes: int = 1024
+    on_too_large: Callable[[str, str], None] | None = None
 
 
 class Server:
@@ -70,6 +72,7 @@ class Server:
         channels: ChannelFactory,
         scheme: str,
         clock: Clock,
+        capacity: Capacity,
     ) -> None:
         """Listen.
 
@@ -79,6 +82,7 @@ class Server:
             channels: what makes a connection.
             scheme: `http` or `https`.
             clock: for the time that is left to the last answers.
+            capacity: how much is served at once.
 
         Raises:
             ConfigError: the address is malformed.
@@ -88,7 +92,7 @@ class Server:
         self._stopping = False
         # Everything that is polled, by descriptor: listeners, their triggers, connections.
         self._map: dict[int, Any] = {}
-        _listen(app, address, scheme, self._map)
+        _listen(app, address, scheme, self._map, capacity)
         self._listeners = [
             one for one in self._map.values() if isinstance(one, waitress.server.BaseWSGIServer)
         ]
@@ -97,6 +101,7 @@ class Server:
         )
         for listener in self._listeners:
             listener.channel_class = channels
+            listener.on_too_large = capacity.on_too_large
         for host, port in self.addresses:
             _log.info("listening on %s://%s:%s", scheme, f"[{host}]" if ":" in host else host, port)
 
@@ -192,7 +197,9 @@ def _raise_limit() -> int:
     return max(soft - _OTHER_DESCRIPTORS, soft // 2)
 
 
-def _listen(app: WSGIApplication, address: str, scheme: str, polled: dict[int, Any]) -> None:
+def _listen(
+    app: WSGIApplication, address: str, scheme: str, polled: dict[int, Any], capacity: Capacity
+) -> None:
     """Put the listeners, one for each family of addresses, among what is polled."""
     host, port = parse_address(address)
     try:
@@ -202,17 +209,24 @@ def _listen(app: WSGIApplication, address: str, scheme: str, polled: dict[int, A
             listen=f"[{host}]:{port}" if ":" in host else f"{host or '*'}:{port}",
             url_scheme=scheme,
             connection_limit=_raise_limit(),
+            threads=capacity.threads,
+            # waitress refuses what is as long as this.
+            max_request_body_size=capacity.body_bytes + 1,
             **_SETTINGS,
         )
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        # What was opened before it failed.
+        wasyncore.close_all(polled, ignore_all=True)
         raise ListenError(_why(address, error)) from error
-    except ValueError as error:
-        raise ListenError(f"cannot listen on {address}: {error}") from error
 
 
-def _why(address: str, error: OSError) -> str:
+def _why(address: str, error: OSError | ValueError) -> str:
+    if not isinstance(error, OSError):
+        return f"cannot listen on {address}: that is not the name of a host"
     if error.errno == errno.EADDRINUSE:
-        return f"{address} is in use; stop what uses it, or choose another --web.listen-address"
+        return (
+            f"{address} is in use: stop what listens there, or choose another --web.listen-address"
+        )
     if error.errno == errno.EACCES:
         return f"not permitted to listen on {address}; choose a port above 1023"
     return f"cannot listen on {address}: {error.strerror or error}"

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from exporter.errors import ConfigError
-from exporter.web import tls as web_tls
-from exporter.web.config import RateLimit, parse
-from exporter.web.live import LiveConfig
-from tests.exporter.web_door import CA, HASH, SERVER, TLS
+from serving import tls as web_tls
+from serving.config import RateLimit, parse
+from serving.errors import ConfigError
+from serving.live import LiveConfig
+from tests.serving.door import CA, HASH, SERVER, TLS
 
-HERE = Path("/etc/gpu-exporter")
+HERE = Path("/etc/served")
 BOTH = "cert_file: a, key_file: b"
 
 
@@ -188,17 +186,3 @@ def test_a_file_that_goes_away_while_it_is_read_changes_nothing(tmp_path, monkey
         path.write_text(f"tls_server_config:\n{SERVER}  min_version: TLS13\n")
         assert live.current() is first
     assert live.current().config.tls.min_version == "TLS13"
-
-
-def test_the_command_says_what_is_wrong_with_the_file(tmp_path) -> None:
-    path = tmp_path / "web.yml"
-    path.write_text("basic_auth_user: {}")
-    done = subprocess.run(
-        [sys.executable, "-m", "exporter", "serve", f"--web.config.file={path}"],
-        capture_output=True,
-        check=False,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 2
-    assert f"{path}: basic_auth_user: unknown key; did you mean 'basic_auth_users'" in done.stderr

@@ -8,11 +8,11 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from exporter.errors import ConfigError
-from exporter.web import config as web_config
-from exporter.web import tls as web_tls
-from exporter.web.config import WebConfig
-from exporter.web.tls import TlsOffer
+from serving import config as web_config
+from serving import tls as web_tls
+from serving.config import WebConfig
+from serving.errors import ConfigError
+from serving.tls import TlsOffer
 
 _log = logging.getLogger(__name__)
 

@@ -20,11 +20,11 @@ from enum import Enum
 from typing import Any, TypeAlias
 
 from waitress.channel import HTTPChannel
-from waitress.parser import HTTPRequestParser
 
-from exporter.clock import Clock
-from exporter.web import tls as web_tls
-from exporter.web.tls import TlsOffer
+from serving import tls as web_tls
+from serving.clock import Clock
+from serving.requests import ErrorAnswer, RequestParser
+from serving.tls import TlsOffer
 
 _log = logging.getLogger(__name__)
 
@@ -59,23 +59,11 @@ class Terms:
     allowed_sans: tuple[str, ...] = ()
 
 
-class _Parser(HTTPRequestParser):  # type: ignore[misc]
-    """Answers the first of requests that come in one piece, and closes the connection.
-
-    waitress would answer all of them, and hold a thread while nobody reads the answers.
-    """
-
-    def received(self, data: bytes) -> int:
-        consumed: int = super().received(data)
-        if self.completed and not self.empty and consumed < len(data):
-            self.headers["CONNECTION"] = "close"
-        return consumed
-
-
 class Channel(HTTPChannel):  # type: ignore[misc]
     """One connection of plain HTTP."""
 
-    parser_class = _Parser
+    parser_class = RequestParser
+    error_task_class = ErrorAnswer
 
     def __init__(self, terms: Terms, *waitress_own: Any, **keywords: Any) -> None:
         self._terms = terms

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from exporter.errors import ConfigError
-from exporter.web.config import CIPHER_SUITES, TlsSettings
+from serving.config import CIPHER_SUITES, TlsSettings
+from serving.errors import ConfigError
 
 _SECTION = "tls_server_config"
 _VERSIONS: Mapping[str, ssl.TLSVersion] = {

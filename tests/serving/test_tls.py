@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from exporter.errors import ConfigError
-from tests.exporter.web_door import CA, HASH, SERVER, TLS, Door, ask_again, trusting
+from serving.errors import ConfigError
+from tests.serving.door import CA, HASH, SERVER, TLS, Door, ask_again, trusting
 
 CLIENTS = f"  client_auth_type: RequireAndVerifyClientCert\n  client_ca_file: {CA}\n"
 Opening = Callable[..., Door]
@@ -56,7 +56,7 @@ def test_a_scrape_over_tls_is_the_page(opened) -> None:
     status, headers, body = opened().get("/metrics")
     assert status == 200
     assert len(body) == int(headers["Content-Length"])
-    assert b"gpu_up{" in body
+    assert b"gpu_up 1" in body
 
 
 def test_a_connection_serves_one_request_after_another(opened) -> None:
@@ -191,7 +191,7 @@ def rotating(tmp_path: Path) -> Iterator[tuple[Path, Door]]:
     for suffix in ("pem", "key"):
         shutil.copy(TLS / f"server.{suffix}", tmp_path / f"own.{suffix}")
     path = tmp_path / "web.yml"
-    # Relative to the file, not to where the exporter was started.
+    # Relative to the file, not to where the server was started.
     path.write_text("tls_server_config: {cert_file: own.pem, key_file: own.key}\n")
     door = Door(path)
     yield tmp_path, door

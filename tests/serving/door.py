@@ -1,34 +1,43 @@
-"""An exporter that really listens, for the tests of what it says to whom."""
+"""A server that really listens, for the tests of what it says to whom."""
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import socket
 import ssl
 import threading
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from wsgiref.types import WSGIApplication
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from exporter.page import Page
-from exporter.web.app import ExporterApp
-from exporter.web.channel import Patience
-from exporter.web.door import open_door
-from tests.exporter.fakes import Bench
+from serving.answer import send
+from serving.channel import Patience
+from serving.door import open_door
+from serving.live import LiveConfig
+from serving.password import Password
+from serving.responses import Response
+from serving.server import Capacity
 
 TLS = Path(__file__).parent / "tls"
+CLIENTS = 50
 CA = TLS / "ca.pem"
 SERVER = f"  cert_file: {TLS}/server.pem\n  key_file: {TLS}/server.key\n"
 # The password is "secret", at the least cost there is.
 HASH = "$2b$04$dWTdjZkqm4GSLIZFkkEUyOipBue6O4/4e.oQIXnO8gN5BrlBlOpoi"
 
 
-def application() -> ExporterApp:
-    bench = Bench(gpus=2)
-    bench.sample("GPU-0")
-    bench.sample("GPU-1")
-    return ExporterApp(bench.store, Page(bench.store))
+PAGES = {"/metrics": b"gpu_up 1\n" * 1000, "/-/healthy": b"healthy\n"}
+OWN_TOKEN = "/-/own"
+PASSWORD = Password("tests", frozenset({OWN_TOKEN}))
+
+
+def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """A long page and a short one."""
+    body = PAGES.get(environ["PATH_INFO"])
+    found = Response(404, b"") if body is None else Response(200, body)
+    return send(found, environ, start_response)
 
 
 class Door:
@@ -39,8 +48,17 @@ class Door:
         config: Path | None = None,
         app: WSGIApplication | None = None,
         patience: Patience | None = None,
+        capacity: Capacity | None = None,
+        password: Password = PASSWORD,
     ) -> None:
-        self.server = open_door(app or application(), "127.0.0.1:0", config, None, patience)
+        self.server = open_door(
+            app or application,
+            "127.0.0.1:0",
+            LiveConfig(config) if config else None,
+            password,
+            capacity=capacity,
+            patience=patience,
+        )
         self.port = self.server.addresses[0][1]
         self.scheme = (
             "http" if config is None or "tls_server" not in config.read_text() else "https"
@@ -101,3 +119,18 @@ def trusting(certificate: str = "") -> ssl.SSLContext:
     if certificate:
         context.load_cert_chain(TLS / f"{certificate}.pem", TLS / f"{certificate}.key")
     return context
+
+
+def ask(app, path: str = "/metrics", **headers: str):
+    environ = {"REQUEST_METHOD": "GET", "PATH_INFO": path, "REMOTE_ADDR": "a"}
+    environ |= {f"HTTP_{name.upper()}": value for name, value in headers.items()}
+    seen: list = []
+    body = b"".join(app(environ, lambda status, head: seen.append((int(status[:3]), head))))
+    ((status, headers),) = seen
+    return status, headers, body
+
+
+@contextlib.contextmanager
+def clients(door: Door, count: int = CLIENTS) -> Iterator[list[socket.socket]]:
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(door.connect()) for _ in range(count)]

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from exporter.errors import ConfigError
+from serving.errors import ConfigError
 
 # What a header may say; None is anything. The toolkit allows these and no others.
 _HEADERS: Mapping[str, tuple[str, ...] | None] = {

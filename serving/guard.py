@@ -7,42 +7,34 @@ from collections.abc import Callable, Iterable
 from typing import Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from exporter.clock import Clock
-from exporter.web import release as release_endpoint
-from exporter.web.answer import send
-from exporter.web.auth import BasicAuth, Verdict
-from exporter.web.config import RateLimit, WebConfig
-from exporter.web.responses import Response
+from serving.answer import send
+from serving.auth import BasicAuth, Verdict
+from serving.clock import Clock
+from serving.config import RateLimit, WebConfig
+from serving.password import Password
+from serving.responses import Response
 
-_REFUSALS = {
-    Verdict.DENIED: Response(
-        401,
-        b"this needs a user and a password of basic_auth_users\n",
-        headers={"WWW-Authenticate": 'Basic realm="gpu-exporter", charset="UTF-8"'},
-    ),
-    Verdict.BUSY: Response(
-        429, b"too many passwords are being checked; try again\n", headers={"Retry-After": "1"}
-    ),
-}
+_BUSY = Response(
+    429, b"too many passwords are being checked; try again\n", headers={"Retry-After": "1"}
+)
 _TOO_MANY = Response(429, b"more requests than rate_limit allows\n", headers={"Retry-After": "1"})
 
 
 class Guard:
-    """Applies the web configuration of this moment to every path.
-
-    `/-/release` is excepted from the password, because it has a token of its own in the same header.
-    """
+    """Applies the web configuration of this moment to every path."""
 
     def __init__(
         self,
         app: WSGIApplication,
         config: Callable[[], WebConfig],
         clock: Clock,
-        auth: BasicAuth | None = None,
+        password: Password | None,
     ) -> None:
+        """Stand before `app`; without `password` it asks itself who may do what."""
         self._app = app
         self._config = config
-        self._auth = auth or BasicAuth()
+        self._password = password
+        self._auth = BasicAuth()
         self._bucket = _Bucket(clock)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -62,11 +54,22 @@ class Guard:
     def _refusal(self, config: WebConfig, environ: WSGIEnvironment) -> Response | None:
         if config.rate_limit is not None and not self._bucket.takes(config.rate_limit):
             return _TOO_MANY
-        if not config.users or environ.get("PATH_INFO") == release_endpoint.PATH:
+        password = self._password
+        if password is None or not config.users or environ.get("PATH_INFO") in password.excepted:
             return None
         header = environ.get("HTTP_AUTHORIZATION", "")
         verdict = self._auth.check(config.users, header, environ.get("REMOTE_ADDR", ""))
-        return _REFUSALS.get(verdict)
+        if verdict is Verdict.BUSY:
+            return _BUSY
+        return None if verdict is Verdict.GRANTED else _denied(password.realm)
+
+
+def _denied(realm: str) -> Response:
+    return Response(
+        401,
+        b"this needs a user and a password of basic_auth_users\n",
+        headers={"WWW-Authenticate": f'Basic realm="{realm}", charset="UTF-8"'},
+    )
 
 
 class _Bucket:

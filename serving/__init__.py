@@ -1,0 +1,1 @@
+"""The HTTP server that both programs stand behind: TLS, passwords, deadlines; it imports neither."""
