@@ -1,4 +1,4 @@
-"""Alertmanager's webhook payload, version 4, as values. No IO.
+"""Alertmanager's webhook payload, version 4, and its API's alert groups as values. No IO.
 
 Strict on structure, lenient on unknown fields: Alertmanager adds fields between minor versions
 (source: notify/webhook/webhook.go, 0.25 to 0.34; see docs of the webhook contract).
@@ -59,6 +59,28 @@ class Notification:
     digest: str
 
 
+@dataclass(frozen=True)
+class Listed:
+    """A firing alert as Alertmanager's API lists it for one receiver.
+
+    `hidden` says that it is kept from the receiver: silenced, inhibited, muted, or not dealt with
+    yet. `updated_at` (Unix seconds) is when Alertmanager was last told of it.
+    """
+
+    alert: Alert
+    receiver: str
+    hidden: bool
+    updated_at: float
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What one Alertmanager lists; `unreadable` alerts are left out of it."""
+
+    alerts: tuple[Listed, ...]
+    unreadable: int = 0
+
+
 def parse(body: bytes) -> Notification:
     """The notification in `body` (UTF-8 JSON).
 
@@ -88,20 +110,66 @@ def parse(body: bytes) -> Notification:
     )
 
 
+def parse_groups(body: bytes) -> Listing:
+    """The alerts of `GET /api/v2/alerts/groups`, one for each receiver that they are routed to.
+
+    An alert that a delivery would be refused for is left out, so that it keeps no other one out.
+
+    Raises:
+        PayloadError: it is not a list of alert groups.
+    """
+    groups = _decode(body)
+    if not isinstance(groups, list):
+        raise PayloadError("the body is not a list of alert groups")
+    found: list[Listed] = []
+    unreadable = 0
+    for i, group in enumerate(groups):
+        where = f"[{i}]"
+        if not isinstance(group, dict) or not isinstance(group.get("alerts"), list):
+            raise PayloadError(f"{where} is not an alert group")
+        receiver = group.get("receiver")
+        name = receiver.get("name") if isinstance(receiver, dict) else None
+        for raw in group["alerts"]:
+            try:
+                found.append(_listed(raw, _text(name, f"{where}.receiver.name", MAX_TEXT), where))
+            except PayloadError:
+                unreadable += 1
+    return Listing(tuple(found), unreadable)
+
+
+def _listed(raw: object, receiver: str, where: str) -> Listed:
+    status = raw.get("status") if isinstance(raw, dict) else None
+    if not isinstance(raw, dict) or not isinstance(status, dict):
+        raise PayloadError(f"{where} has an alert without a status")
+    # `mutedBy` is there from 0.28 on.
+    kept_back = any(status.get(key) for key in ("silencedBy", "inhibitedBy", "mutedBy"))
+    return Listed(
+        # What has ended is not listed: `status` is an object here, and all that is listed fires.
+        alert=_alert({**raw, "status": "firing"}, where),
+        receiver=receiver,
+        hidden=kept_back or status.get("state") != "active",
+        updated_at=_time(raw.get("updatedAt"), f"{where}.updatedAt") or 0.0,
+    )
+
+
 def _load(body: bytes) -> dict[str, Any]:
+    document = _decode(body)
+    if not isinstance(document, dict):
+        raise PayloadError("the body is not a JSON object")
+    return document
+
+
+def _decode(body: bytes) -> Any:
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError:
         raise PayloadError("the body is not UTF-8") from None
     try:
-        document = json.loads(text, parse_constant=_no_constant)
+        return json.loads(text, parse_constant=_no_constant)
     except RecursionError:
         raise PayloadError("the body is nested too deeply") from None
     except ValueError as error:
         raise PayloadError(f"the body is not JSON: {error}") from None
-    if not isinstance(document, dict):
-        raise PayloadError("the body is not a JSON object")
-    return document
 
 
 def _no_constant(name: str) -> Any:

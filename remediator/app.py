@@ -13,6 +13,7 @@ from typing import Any
 from flask import Flask
 
 from remediator import (
+    alertmanager_client,
     exporter_access,
     exporter_release,
     gpu_control,
@@ -39,6 +40,8 @@ from remediator.intake import Intake
 from remediator.playbooks import Playbooks
 from remediator.playbooks import load as load_playbooks
 from remediator.preflight import concerns
+from remediator.reconcile import Reconciler
+from remediator.reconcile_metrics import ReconcileCollector
 from remediator.store import Store
 from remediator.store.store import DATABASE, StateLock
 from remediator.web.alerts import Refusals
@@ -142,6 +145,7 @@ class Remediator:
     prober: Prober
     leases: LeaseKeeper
     evaluator: Evaluator
+    reconciler: Reconciler
 
 
 def build(config: Config, clock: Clock, store: Store) -> Remediator:
@@ -158,15 +162,27 @@ def build(config: Config, clock: Clock, store: Store) -> Remediator:
     leases = LeaseKeeper(world, counters)
     watchers = (ProgressWatch(world), FootprintWatch(world), OutOfMemoryWatch(world))
     prober = Prober(world, watchers)
+    intake = Intake(store, clock, counters, known_alerts=books.by_alert)
+    worker = Worker(world, evaluator, executor, leases, prober, counters)
     return Remediator(
         world=world,
         playbooks=books,
         counters=counters,
-        intake=Intake(store, clock, counters, known_alerts=books.by_alert),
-        worker=Worker(world, evaluator, executor, leases, prober, counters),
+        intake=intake,
+        worker=worker,
         prober=prober,
         leases=leases,
         evaluator=evaluator,
+        reconciler=Reconciler(
+            alertmanager_client.create(config.alertmanager),
+            config.alertmanager.receiver,
+            config.alertmanager.interval,
+            intake=intake,
+            store=store,
+            clock=clock,
+            counters=counters,
+            nudge=worker.nudge,
+        ),
     )
 
 
@@ -180,14 +196,17 @@ def web_application(remediator: Remediator, tokens: Tokens) -> Flask:
         remediator.prober,
         remediator.worker.stalled_seconds,
     )
+    registry = metrics.registry_for(collector)
+    registry.register(ReconcileCollector(remediator.reconciler, remediator.counters))
     deps = Deps(
         world=remediator.world,
         intake=remediator.intake,
         prober=remediator.prober,
-        registry=metrics.registry_for(collector),
+        registry=registry,
         health=partial(_health, remediator),
         readiness=partial(_readiness, remediator),
         nudge=remediator.worker.nudge,
+        ask_alertmanager=remediator.reconciler.ask_soon,
     )
     app = create_app(deps, tokens)
     app.extensions["refusals"] = Refusals(remediator.counters, remediator.world.clock)
@@ -217,12 +236,14 @@ def run(config: Config) -> int:
             serve(server, partial(_begin, remediator))
         finally:
             log.info("stopping: running steps are ended first")
+            remediator.reconciler.stop()
             remediator.worker.stop()
     return 0
 
 
 def _begin(remediator: Remediator) -> None:
     remediator.worker.start()
+    remediator.reconciler.start()
     log.info("mode=%s", remediator.world.config.mode)
     for concern in concerns(remediator.world, remediator.playbooks):
         log.warning("%s", concern)

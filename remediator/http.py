@@ -38,7 +38,7 @@ class Access:
 
 @dataclass(frozen=True)
 class Answer:
-    """An HTTP answer: status and body (at most 4 MiB)."""
+    """An HTTP answer: status and body (at most 4 MiB unless more was asked for)."""
 
     status: int
     body: bytes
@@ -67,10 +67,12 @@ def call(
     body: Mapping[str, Any] | None = None,
     token: str | None = None,
     access: Access | None = None,
+    max_bytes: int = MAX_BYTES,
 ) -> Answer:
     """One request; `timeout` in seconds holds for connecting, for the headers, and for it all.
 
-    With a `token` the login of `access` is not sent: both would be the same header.
+    An answer may have `max_bytes` bytes. With a `token` the login of `access` is not sent: both
+    would be the same header.
 
     Raises:
         ServiceRefused: nothing listens there.
@@ -90,7 +92,7 @@ def call(
                 stream=True,
                 **_shown(token, access or Access()),
             ) as response:
-                return Answer(response.status_code, _read(response, deadline))
+                return Answer(response.status_code, _read(response, deadline, max_bytes))
     except (requests.Timeout, urllib3.exceptions.ReadTimeoutError, TimeoutError):
         raise ServiceTimeout(f"no whole answer within {timeout:g} s") from None
     except requests.exceptions.SSLError as error:
@@ -116,14 +118,14 @@ def _shown(token: str | None, access: Access) -> dict[str, Any]:
     }
 
 
-def _read(response: requests.Response, deadline: float) -> bytes:
+def _read(response: requests.Response, deadline: float, max_bytes: int) -> bytes:
     chunks: list[bytes] = []
     size = 0
     # read1 returns what has arrived, so that an answer in drips cannot outlast the deadline.
     while chunk := response.raw.read1(65536, decode_content=True):
         size += len(chunk)
-        if size > MAX_BYTES:
-            raise ServiceError(f"the answer is larger than {MAX_BYTES} bytes")
+        if size > max_bytes:
+            raise ServiceError(f"the answer is larger than {max_bytes} bytes")
         if _CLOCK.monotonic() > deadline:
             raise TimeoutError
         chunks.append(chunk)

@@ -5,9 +5,9 @@ Idempotent: a delivery that comes twice, late or from a second Alertmanager chan
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from remediator.alertmanager import Alert, Notification
+from remediator.alertmanager import Alert, Listed, Notification
 from remediator.clock import Clock
 from remediator.counters import Counters
 from remediator.store import Draft, Episode, Store, Transaction
@@ -20,6 +20,8 @@ LATE_SECONDS = 60.0
 # Two Prometheus see the same firing begin at most this far apart. A later start is another firing,
 # and the end of the one that we know was never delivered.
 DRIFT_SECONDS = 60.0
+# What the audit calls an alert that Alertmanager's API had and no delivery brought.
+RECONCILED = "reconciled"
 
 
 class Intake:
@@ -79,7 +81,24 @@ class Intake:
                 self.last_watchdog = now
         return opened
 
-    def _one(self, tx: Transaction, alert: Alert, now: float) -> int:
+    def reconcile(self, found: Sequence[Listed]) -> int:
+        """Take firing alerts in that Alertmanager lists; returns how many episodes that opened.
+
+        It is no delivery: what it opens is marked in the audit, and the way of deliveries is not
+        taken for open because of it.
+
+        Raises:
+            StorageError: nothing of it was kept.
+        """
+        now = self._clock.now()
+        opened = 0
+        with self._store.transaction() as tx:
+            for one in found:
+                if one.alert.name != WATCHDOG and not _is_known_to_be_over(tx, one):
+                    opened += self._one(tx, one.alert, now, RECONCILED)
+        return opened
+
+    def _one(self, tx: Transaction, alert: Alert, now: float, source: str = "") -> int:
         if alert.name == WATCHDOG:
             tx.set_meta(_WATCHDOG_META, str(now))
             return 0
@@ -109,7 +128,10 @@ class Intake:
         ):
             return 0
         episode = tx.episodes.open(alert, last.number + 1 if last else 1, now)
-        self._audit(tx, "alert_received", f"{alert.name} fires", episode.id, alert)
+        what = f"{alert.name} fires"
+        if source:
+            what += ", which Alertmanager says and no delivery said,"
+        self._audit(tx, "alert_received", what, episode.id, alert, source=source)
         return 1
 
     def _end_refired(self, tx: Transaction, episode: Episode, alert: Alert, now: float) -> None:
@@ -141,7 +163,13 @@ class Intake:
 
     @staticmethod
     def _audit(
-        tx: Transaction, event: str, what: str, episode_id: int, alert: Alert, reason: str = ""
+        tx: Transaction,
+        event: str,
+        what: str,
+        episode_id: int,
+        alert: Alert,
+        reason: str = "",
+        source: str = "",
     ) -> None:
         where = alert.labels.get("uuid") or alert.labels.get("llm_service") or ""
         tx.audit(
@@ -151,7 +179,11 @@ class Intake:
                 episode=episode_id,
                 alertname=alert.name,
                 reason=reason,
-                data={"labels": dict(alert.labels), "starts_at": alert.starts_at},
+                data={
+                    "labels": dict(alert.labels),
+                    "starts_at": alert.starts_at,
+                    **({"source": source} if source else {}),
+                },
             )
         )
 
@@ -161,3 +193,17 @@ def _of_an_earlier_firing(resolved: Alert, episode: Episode) -> bool:
     if resolved.starts_at < episode.starts_at - DRIFT_SECONDS:
         return True
     return resolved.ends_at is not None and resolved.ends_at < episode.starts_at
+
+
+def _is_known_to_be_over(tx: Transaction, listed: Listed) -> bool:
+    """Whether we heard its end, and this Alertmanager was not told of it again since.
+
+    In a cluster one may still hold an alert for minutes that another has seen end.
+    """
+    last = tx.episodes.last_for(listed.alert.fingerprint)
+    return (
+        last is not None
+        and last.ended_at is not None
+        and listed.alert.starts_at <= last.ended_at
+        and listed.updated_at <= last.ended_at + LATE_SECONDS
+    )

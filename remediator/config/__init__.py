@@ -2,6 +2,7 @@
 
 from remediator.config.loader import load
 from remediator.config.model import (
+    AlertmanagerConfig,
     Config,
     ExporterConfig,
     GpuConfig,
@@ -13,6 +14,7 @@ from remediator.config.model import (
 )
 
 __all__ = [
+    "AlertmanagerConfig",
     "Config",
     "ExporterConfig",
     "GpuConfig",

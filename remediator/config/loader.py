@@ -105,6 +105,8 @@ def _check(config: Config) -> None:
             "set web.tokens.webhook to a file with a token, or listen on 127.0.0.1"
         )
     _check_url(config.exporter.url, "exporter.url")
+    for i, url in enumerate(config.alertmanager.urls):
+        _check_url(url, f"alertmanager.urls[{i}]")
     if config.gpus.control == "simulated":
         _check_url(config.gpus.simulator_url, "gpus.simulator_url")
     if isinstance(config.gpus.inventory, tuple):
@@ -128,6 +130,8 @@ def _check_numbers(config: Config) -> None:
     durations = {
         "exporter.timeout": config.exporter.timeout,
         "gpus.timeout": config.gpus.timeout,
+        "alertmanager.interval": config.alertmanager.interval,
+        "alertmanager.timeout": config.alertmanager.timeout,
         **{f"timing.{name}": getattr(config.timing, name) for name in _NEVER_ZERO},
     }
     for where, seconds in durations.items():

@@ -72,6 +72,26 @@ class WebConfig:
 
 
 @dataclass(frozen=True)
+class AlertmanagerConfig:
+    """The Alertmanagers that deliver to us, to be asked what was not delivered; none: never asked.
+
+    `receiver` is our receiver's name there: only what is routed to it is ours. The files and
+    `username` are as in `exporter`; `token_file` holds a bearer token, in place of a user.
+    """
+
+    urls: tuple[str, ...] = ()
+    receiver: str = "gpu-remediator"
+    interval: Seconds = 30.0
+    timeout: Seconds = 5.0
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    username: str = ""
+    password_file: Path | None = None
+    token_file: Path | None = None
+
+
+@dataclass(frozen=True)
 class AuditConfig:
     """The audit chain's key; made on first start (mode 0600) where the file does not exist."""
 
@@ -145,6 +165,7 @@ class Config:
     exporter: ExporterConfig = field(default_factory=ExporterConfig)
     gpus: GpuConfig = field(default_factory=GpuConfig)
     web: WebConfig = field(default_factory=WebConfig)
+    alertmanager: AlertmanagerConfig = field(default_factory=AlertmanagerConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
     services: tuple[ServiceConfig, ...] = ()
     playbooks: Mapping[str, Any] = field(default_factory=dict)

@@ -129,6 +129,10 @@ class Episodes:
         """Every open episode, oldest first."""
         return self._many("ended_at IS NULL ORDER BY id", ())
 
+    def silent_since(self, moment: float) -> tuple[Episode, ...]:
+        """Open episodes that were last heard of before then, oldest first."""
+        return self._many("ended_at IS NULL AND last_seen < ? ORDER BY id", (moment,))
+
     def _one(self, where: str, values: tuple[Any, ...]) -> Episode | None:
         found = self._many(where, values)
         return found[0] if found else None

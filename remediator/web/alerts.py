@@ -107,4 +107,6 @@ def receive() -> Any:
         return {"error": f"not stored, send it again: {error}"}, 503
     if opened:
         deps.nudge()
+    if notification.truncated:
+        deps.ask_alertmanager()
     return {"accepted": len(notification.alerts), "episodes": opened}, 202

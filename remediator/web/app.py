@@ -20,7 +20,10 @@ from remediator.world import World
 
 @dataclass(frozen=True)
 class Deps:
-    """What the views use. `health` is None when all is well, else a sentence."""
+    """What the views use. `health` is None when all is well, else a sentence.
+
+    `ask_alertmanager` has what a delivery lacked looked for, and returns at once.
+    """
 
     world: World
     intake: Intake
@@ -29,6 +32,7 @@ class Deps:
     health: Callable[[], str | None]
     readiness: Callable[[], str | None]
     nudge: Callable[[], None]
+    ask_alertmanager: Callable[[], None]
 
 
 def create_app(deps: Deps, tokens: Tokens) -> Flask:

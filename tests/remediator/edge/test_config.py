@@ -30,7 +30,7 @@ SERVICE: dict[str, Any] = {
 WRONG: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "unknown key": ({"modee": "auto"}, ("'modee'", "did you mean 'mode'?")),
     "unknown nested key": ({"web": {"listen_adress": "x"}}, ("web", "'listen_address'")),
-    "unknown key like none": ({"zzzzzz": 1}, ("'zzzzzz'", "known keys: allow")),
+    "unknown key like none": ({"zzzzzz": 1}, ("'zzzzzz'", "known keys: alertmanager, allow")),
     "unknown service key": ({"services": [{**SERVICE, "modles": []}]}, ("services[0]", "'models'")),
     "unknown key number": ({"timing": {1: 2}}, ("timing", "'1'")),
     "mode": ({"mode": "automatic"}, ("mode", "observe", "'automatic'")),
