@@ -1,0 +1,99 @@
+"""A running exporter with short deadlines over the stand-in driver, for the tests of its faults."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from exporter.config import Config, Intervals
+from exporter.readings import FaultReason
+from exporter.service import Service, ServiceOptions
+from exporter.snapshot import GpuView
+from exporter.supervision import Limits
+from exporter.worker import WorkerOptions
+from exporter.worker_process import WorkerProcess
+from tests.exporter.nvml_calls import furnish
+from tests.nvml_standin import Driver
+
+# A word of `gpu_exporter_collect_errors_total` that only one function answers with: no real code is so high.
+FIRST_CODE = 1000
+SHORT = Limits(silence=4, stuck=3, grace=0.5, backoff=0.1, backoff_limit=0.5)
+_environment = threading.Lock()
+
+
+class FaultBench:
+    """One service over a driver of its own.
+
+    Attributes:
+        driver: what its worker reads.
+        service: it, started.
+    """
+
+    def __init__(self, folder: Path, gpus: int, limits: Limits | None = None) -> None:
+        self.driver = Driver(folder / "driver", gpus=gpus)
+        furnish(self.driver, gpus)
+        config = Config(intervals=Intervals(processes=0.2, health=0.2, check=1, fault_after=1))
+        options = ServiceOptions("nvml", sample_interval=0.2, storage_path=folder / "state")
+        self.service = Service(config, options, limits, start_worker=self._start)
+
+    def _start(self, options: WorkerOptions) -> WorkerProcess:
+        schedule = dataclasses.replace(options.schedule, retry=0.1, retry_limit=0.2)
+        with _environment:
+            before = dict(os.environ)
+            os.environ.update(self.driver.env())
+            try:
+                return WorkerProcess(dataclasses.replace(options, schedule=schedule))
+            finally:
+                os.environ.clear()
+                os.environ.update(before)
+
+    def stop(self) -> None:
+        self.driver.clear()
+        self.driver.load()
+        self.service.stop()
+
+    def views(self) -> dict[int, GpuView]:
+        return {view.info.index: view for view in self.service.store.snapshot().gpus}
+
+    def timed_out(self, *indices: int) -> bool:
+        views = self.views()
+        return all(views[index].fault is FaultReason.TIMEOUT for index in indices)
+
+    def well(self, *indices: int) -> bool:
+        """Whether these are up with all that such a card has told since."""
+        views = self.views()
+        return all(
+            index in views and views[index].up and _complete(views[index]) for index in indices
+        )
+
+    def errors(self) -> dict[str, int]:
+        """How often each word was counted, whatever the collector."""
+        counted: dict[str, int] = {}
+        for (_, word), count in self.service.store.snapshot().errors.items():
+            counted[word] = counted.get(word, 0) + count
+        return counted
+
+
+def until(
+    condition: Callable[[], object], what: str | Callable[[], object], seconds: float = 30.0
+) -> None:
+    """Poll until it holds; fail with `what` (or what that returns) when it never does."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        said = what() if callable(what) else what
+        assert time.monotonic() < deadline, f"never came true: {said}"
+        time.sleep(0.03)
+
+
+def _complete(view: GpuView) -> bool:
+    sample, health = view.sample, view.health
+    if sample is None or health is None or view.processes is None or view.xids is None:
+        return False
+    told = (sample.temperature_celsius, sample.utilization_ratio, sample.memory_used_bytes)
+    more = (sample.power_watts, sample.clocks_hertz, sample.fan_speed_ratios, sample.energy_joules)
+    least = (health.ecc_errors, health.remapped_rows, sample.clock_events, view.info.name)
+    return None not in (*told, *more, *least) and bool(view.info.name)

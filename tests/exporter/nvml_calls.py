@@ -1,0 +1,144 @@
+"""Which NVML functions the exporter calls, and from where: seen in one whole pass, never written down.
+
+`python -m tests.exporter.nvml_calls` makes the pass in a process that has the stand-in's variables, with the
+collector of the worker, and prints what it saw. The library's symbols are what counts: one function of the
+binding may call another one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import pynvml
+
+from tests.nvml_standin import Driver, DriverProcess
+
+# The stand-in answers these without a look at its faults.
+NOT_INJECTABLE = frozenset({"nvmlErrorString", "nvmlShutdown", "nvmlEventSetFree"})
+# What a card must lack so that the newer spelling does not hide the older one.
+_REMAPPED_FIELDS = (142, 143, 144, 145)
+
+
+@dataclass(frozen=True)
+class Called:
+    """One function of the library.
+
+    Attributes:
+        function: its name as the stand-in's faults have it: without a version.
+        device: whether it is asked about one card.
+        threads: the kinds of threads that call it: collector, gpu, events.
+    """
+
+    function: str
+    device: bool
+    threads: frozenset[str]
+
+    @property
+    def of_card(self) -> bool:
+        """Read again and again by a card's own thread; the rest is called when the driver is opened."""
+        return "gpu" in self.threads
+
+
+def furnish(driver: Driver, gpus: int) -> None:
+    """Give the cards what makes the exporter call everything that it can."""
+    for gpu in range(gpus):
+        driver.set(gpu, fan=40, pcie_replays=0)
+        driver.set_processes(gpu, [DriverProcess(os.getpid(), 2**30, sm_utilization=5)])
+
+
+def refuse_fields(driver: Driver) -> None:
+    """Let the driver not know some fields, which `Driver.clear` ends."""
+    for number in _REMAPPED_FIELDS:
+        driver.fail_field(number, error=3)
+
+
+def called(folder: Path) -> tuple[Called, ...]:
+    """Every function that one pass calls, by name."""
+    driver = Driver(folder, gpus=1)
+    furnish(driver, 1)
+    refuse_fields(driver)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.exporter.nvml_calls"],
+        env=os.environ | driver.env(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return tuple(
+        Called(one["function"], one["device"], frozenset(one["threads"]))
+        for one in json.loads(done.stdout)
+    )
+
+
+class Recorder:
+    """Stands between the binding and the library."""
+
+    def __init__(self) -> None:
+        self.waited = threading.Event()
+        self._seen: dict[str, tuple[bool, set[str]]] = {}
+        self._resolve = pynvml._nvmlGetFunctionPointer
+        pynvml._nvmlGetFunctionPointer = self._recording
+
+    def report(self) -> list[dict[str, object]]:
+        return [
+            {"function": name, "device": device, "threads": sorted(threads)}
+            for name, (device, threads) in sorted(self._seen.items())
+        ]
+
+    def _recording(self, symbol: str):
+        function = self._resolve(symbol)
+
+        def call(*arguments):
+            device = bool(arguments) and isinstance(arguments[0], pynvml.c_nvmlDevice_t)
+            kind = re.sub("-.*", "", threading.current_thread().name)
+            name = re.sub(r"(WithFlags|_v\d+)$", "", symbol)
+            # A card that is opened by its index or uuid is asked about too.
+            device = device or name.startswith("nvmlDeviceGetHandleBy")
+            known, threads = self._seen.setdefault(name, (device, set()))
+            self._seen[name] = (known or device, threads | {kind})
+            if name == "nvmlEventSetWait":
+                self.waited.set()
+            return function(*arguments)
+
+        return call
+
+
+def _pass() -> list[dict[str, object]]:
+    from exporter.backends import registry
+    from exporter.backends.base import BackendOptions
+    from exporter.clock import SystemClock
+    from exporter.device_sampler import Schedule
+    from exporter.frames import FaultFrame, HealthFrame, ProcessesFrame
+    from exporter.sampling import Collector
+
+    recorder = Recorder()
+    # What the first look leaves out, as rates need two, is in the second.
+    awaited = {
+        kind: [threading.Event(), threading.Event()] for kind in (ProcessesFrame, HealthFrame)
+    }
+
+    def emit(frame) -> None:
+        assert not isinstance(frame, FaultFrame), frame
+        next((look for look in awaited.get(type(frame), []) if not look.is_set()), ended).set()
+
+    ended = threading.Event()
+    schedule = Schedule(sample=0.05, processes=0.05, health=0.05)
+    backend = registry.create("nvml", BackendOptions())
+    collector = Collector(backend, schedule, emit, SystemClock())
+    collector.start()
+    for look in (recorder.waited, *(second for _, second in awaited.values())):
+        assert look.wait(20), "the pass is not complete"
+    collector.request_stop()
+    assert collector.join(20)
+    return recorder.report()
+
+
+if __name__ == "__main__":
+    json.dump(_pass(), sys.stdout)

@@ -1,0 +1,165 @@
+"""Every NVML function that the exporter calls, hung once and failing once.
+
+Which functions these are is asked of a whole pass, so that one that is added is here by itself. Those that
+a card's thread calls are wrong side by side, each on a card of its own of one service; those that open the
+driver take turns in a few services.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+
+import pytest
+
+from exporter.readings import FaultReason
+from tests.exporter.fault_bench import FIRST_CODE, FaultBench, until
+from tests.exporter.nvml_calls import NOT_INJECTABLE, Called, called, refuse_fields
+
+LANES = 6
+# Of two lists of processes the one that can be read is shown, and the other's error is not counted.
+UNCOUNTED = {"nvmlDeviceGetComputeRunningProcesses", "nvmlDeviceGetGraphicsRunningProcesses"}
+# What these tell does not change while a machine runs: it stays as it was read before.
+KEPT = {
+    "nvmlSystemGetDriverVersion",
+    "nvmlSystemGetCudaDriverVersion",
+    "nvmlDeviceGetName",
+    "nvmlDeviceGetPciInfo",
+    "nvmlDeviceGetVbiosVersion",
+}
+
+
+@pytest.fixture(scope="module")
+def functions(tmp_path_factory) -> tuple[Called, ...]:
+    return tuple(
+        one for one in called(tmp_path_factory.mktemp("pass")) if one.function not in NOT_INJECTABLE
+    )
+
+
+@pytest.fixture
+def benches(tmp_path):
+    made: list[FaultBench] = []
+
+    def make(gpus: int) -> FaultBench:
+        bench = FaultBench(tmp_path / str(len(made)), gpus)
+        made.append(bench)
+        return bench
+
+    yield make
+    for bench in made:
+        bench.stop()  # again, where a lane has done it already
+
+
+def test_each_function_of_a_pass_is_in_one_of_the_tests(functions) -> None:
+    kinds = [kind for one in functions for kind in one.threads]
+    assert set(kinds) <= {"gpu", "collector", "events"}, "a new thread needs a test of its own"
+    assert kinds.count("gpu") > 10
+    assert kinds.count("collector") > 10
+    assert {one.function for one in functions if "events" in one.threads} == {"nvmlEventSetWait"}
+
+
+def test_each_reading_may_hang_or_fail_on_one_card(functions, benches) -> None:
+    readings = [one.function for one in functions if one.of_card]
+    sick, well = range(len(readings)), (len(readings), len(readings) + 1)
+    bench = benches(len(readings) + len(well))
+    driver = bench.driver
+    refuse_fields(driver)
+    bench.service.start()
+    until(lambda: bench.well(*sick, *well), "all cards are read")
+
+    for card, function in zip(sick, readings, strict=True):
+        driver.hang(function, gpu=card)
+    driver.hang("nvmlEventSetWait")
+    until(lambda: bench.timed_out(*sick), "each card with a hung call is down with timeout")
+    until(lambda: bench.well(*well), "the others are fresh beside so many hung calls")
+    page = bench.service.page.render()[0].decode()
+    assert page.count('reason="timeout"') >= len(readings)
+    until(lambda: bench.service.store.snapshot().worker.running_seconds > 1, "a call is going on")
+    driver.clear()
+    until(lambda: bench.well(*sick, *well), "all cards are back when the calls come back")
+    assert bench.service.store.snapshot().worker.restarts == 0
+
+    def uncounted() -> list[str]:
+        counted = bench.errors()
+        found = (function for function, word in codes.items() if word not in counted)
+        return [function for function in found if function not in UNCOUNTED]
+
+    refuse_fields(driver)
+    codes = {function: f"nvml_{FIRST_CODE + card}" for card, function in enumerate(readings)}
+    for card, function in zip(sick, readings, strict=True):
+        driver.fail(function, gpu=card, error=FIRST_CODE + card)
+    until(lambda: not uncounted(), uncounted)
+    assert bench.well(*well)
+    until(lambda: all(bench.views()[card].up for card in sick), "one error takes no card down")
+    driver.clear()
+    until(lambda: bench.well(*sick, *well), "every reading is back")
+
+
+def test_each_call_that_opens_the_driver_may_hang_or_fail(functions, benches) -> None:
+    opening = [one for one in functions if "collector" in one.threads]
+    lanes = [Lane(benches(3), opening[first::LANES]) for first in range(LANES)]
+    for lane in lanes:
+        lane.start()
+    for lane in lanes:
+        lane.join()
+    problems = [problem for lane in lanes for problem in lane.problems]
+    assert not problems, "\n".join(problems)
+
+
+class Lane(threading.Thread):
+    """One service whose opening calls go wrong in turn; card 1 comes and goes so that it opens again."""
+
+    def __init__(self, bench: FaultBench, calls: Iterable[Called]) -> None:
+        super().__init__()
+        self.problems: list[str] = []
+        self._bench = bench
+        self._calls = tuple(calls)
+
+    def run(self) -> None:
+        self._bench.service.start()
+        for one in self._calls:
+            try:
+                self._await_well(f"all cards are read before {one.function}")
+                self._info = self._bench.views()[0].info
+                self._hang(one)
+                self._await_well("all cards are back after it hung")
+                self._fail(one)
+                self._await_well("all cards are back after it failed")
+                assert self._bench.views()[0].info == self._info
+            except AssertionError as error:
+                self.problems.append(f"{one.function}: {error}")
+                self._bench.driver.clear()
+        self._bench.stop()
+
+    def _await_well(self, what: str) -> None:
+        until(lambda: self._bench.well(0, 1, 2), what)
+
+    def _hang(self, one: Called) -> None:
+        self._bench.driver.hang(one.function, gpu=0 if one.device else None)
+        self._bench.driver.lose(1)
+        until(lambda: self._bench.timed_out(0), "what is not read is a timeout")
+        self._bench.driver.clear()
+
+    def _fail(self, one: Called) -> None:
+        opened = self._opened()
+        self._bench.driver.fail(one.function, gpu=0 if one.device else None, error=FIRST_CODE)
+        self._bench.driver.lose(1)
+        until(lambda: self._shown(one, opened), "it is shown")
+        self._bench.driver.clear()
+
+    def _shown(self, one: Called, opened: int) -> bool:
+        """With its code, or as a fault of the card, or by what is not there any more."""
+        snapshot = self._bench.service.store.snapshot()
+        view = self._bench.views()[0]
+        return (
+            f"nvml_{FIRST_CODE}" in self._bench.errors()
+            or (snapshot.backend.up is False and f"(code {FIRST_CODE})" in snapshot.backend.message)
+            or view.fault is FaultReason.UNKNOWN
+            or view.xids is None
+            or view.info != self._info
+            or (one.function in KEPT and view.up and self._opened() > opened + 1)
+        )
+
+    def _opened(self) -> int:
+        """How often the driver was opened while card 1 was lost."""
+        return self._bench.service.store.snapshot().errors.get(("enumeration", "lost"), 0)
