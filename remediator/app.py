@@ -43,10 +43,10 @@ from remediator.preflight import concerns
 from remediator.reconcile import Reconciler
 from remediator.reconcile_metrics import ReconcileCollector
 from remediator.store import Store
-from remediator.store.store import DATABASE, StateLock
+from remediator.store.store import DATABASE, StateLock, Trail
 from remediator.web.alerts import Refusals
 from remediator.web.app import Deps, create_app
-from remediator.web.auth import Tokens, load_tokens
+from remediator.web.auth import Identities, load_identities
 from remediator.web.server import listen
 from remediator.world import Service, World
 from serving.server import serve
@@ -89,7 +89,24 @@ def open_store(config: Config, clock: Clock, *, read_only: bool = False) -> Stor
             "with it: put the key back, or move that directory away to begin anew"
         )
     key = read_or_create_key(path)
-    return Store(config.state_dir, key, clock, read_only=read_only)
+    return Store(config.state_dir, key, clock, read_only=read_only, trail=_trail(config))
+
+
+def _trail(config: Config) -> Trail:
+    """What there is of the audit beside the database.
+
+    Raises:
+        ConfigError: an old key is gone or cannot be used.
+    """
+    beside, audit = Trail.beside(config.state_dir), config.audit
+    for file in audit.old_key_files:
+        if not _is_there(file):
+            raise ConfigError(f"audit.old_key_files: {file} is not there")
+    return Trail(
+        anchor=audit.anchor_file or beside.anchor,
+        segments=audit.segment_dir or beside.segments,
+        old_keys=tuple(read_or_create_key(file) for file in audit.old_key_files),
+    )
 
 
 def build_world(config: Config, store: Store, clock: Clock) -> World:
@@ -186,7 +203,7 @@ def build(config: Config, clock: Clock, store: Store) -> Remediator:
     )
 
 
-def web_application(remediator: Remediator, tokens: Tokens) -> Flask:
+def web_application(remediator: Remediator, identities: Identities) -> Flask:
     """The HTTP side over the parts; starts nothing."""
     collector = metrics.RemediatorCollector(
         remediator.world,
@@ -208,7 +225,7 @@ def web_application(remediator: Remediator, tokens: Tokens) -> Flask:
         nudge=remediator.worker.nudge,
         ask_alertmanager=remediator.reconciler.ask_soon,
     )
-    app = create_app(deps, tokens)
+    app = create_app(deps, identities)
     app.extensions["refusals"] = Refusals(remediator.counters, remediator.world.clock)
     return app
 
@@ -221,7 +238,7 @@ def run(config: Config) -> int:
         StorageError: the state directory cannot be used.
     """
     clock = SystemClock()
-    tokens = load_tokens(config.web)
+    identities = load_identities(config.web)
     with contextlib.ExitStack() as stack:
         lock = StateLock(config.state_dir)
         if not lock.acquire():
@@ -230,8 +247,8 @@ def run(config: Config) -> int:
         store = open_store(config, clock)
         stack.callback(store.close)
         remediator = build(config, clock, store)
-        app = web_application(remediator, tokens)
-        server = listen(app, config.web, app.extensions["refusals"].too_large)
+        app = web_application(remediator, identities)
+        server = listen(app, config.web, identities.live, app.extensions["refusals"].too_large)
         try:
             serve(server, partial(_begin, remediator))
         finally:

@@ -33,7 +33,7 @@ class _Durable:
     leases: tuple[Lease, ...]
     queue: int
     oldest: float | None
-    audit_records: int
+    audit_head: tuple[int, str]
     breaker: bool
     paused: bool
     services: tuple[ServiceRecord, ...]
@@ -146,7 +146,7 @@ class RemediatorCollector(Collector):
                     leases=tx.leases.open_all(),
                     queue=len(tx.episodes.due(now)),
                     oldest=tx.episodes.oldest_due(),
-                    audit_records=tx.audit_count(),
+                    audit_head=tx.audit_head(),
                     breaker=tx.get_meta(BREAKER) is not None,
                     paused=tx.get_meta(PAUSED) is not None,
                     services=tuple(tx.inventory.service(s) for s in self._world.services),
@@ -201,8 +201,22 @@ class RemediatorCollector(Collector):
             [(["host"], float(durable.breaker))],
         )
         records = CounterMetricFamily("remediator_audit_records", "Records in the audit chain.")
-        records.add_metric([], durable.audit_records)
+        records.add_metric([], durable.audit_head[0])
         yield records
+        # Who scrapes this keeps the head of the chain on another machine.
+        yield _gauge(
+            "remediator_audit_head_digest",
+            "The first 48 bits of the mac of the newest audit record, as a number.",
+            [],
+            [([], float(int(durable.audit_head[1][:12], 16)))],
+        )
+        store = self._world.store
+        yield _gauge(
+            "remediator_audit_anchor_failing",
+            "1 while the head of the audit cannot be anchored, or is not the one that was.",
+            [],
+            [([], float(store.anchor.failing or bool(store.cut)))],
+        )
 
     def _services(self, durable: _Durable | None) -> Iterator[Metric]:
         views = self._prober.views

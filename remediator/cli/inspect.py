@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Iterator
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from remediator.app import has_database, open_store
@@ -15,7 +16,7 @@ from remediator.clock import SystemClock
 from remediator.config import Config
 from remediator.errors import ConfigError, StorageError
 from remediator.log import printable
-from remediator.store import Store, Transaction
+from remediator.store import Query, Store, Transaction, segments
 from remediator.web.api import run_json, step_json
 
 _CSV = ("seq", "time", "event", "severity", "run", "alertname", "target", "reason", "sentence")
@@ -47,30 +48,62 @@ def runs(config: Config, run_id: int | None, limit: int) -> int:
 def audit(config: Config, arguments: argparse.Namespace) -> int:
     """`verify` the chain, show its tail, or export it."""
     store = open_database(config)
+    query = _query(arguments)
     with store.reading() as tx:
         if arguments.what == "verify":
-            verdict = tx.verify_audit()
-            if verdict.broken_at is not None:
-                print(f"BROKEN: {verdict.problem}; {verdict.records} records before it hold")
-                return 1
-            print(f"{verdict.records} records hold; head {verdict.head}")
-        elif arguments.what == "tail":
-            after = max(0, tx.audit_count() - arguments.limit)
-            for record in tx.audit_records(after, arguments.limit):
+            return _verify(tx, arguments)
+        if arguments.what == "tail":
+            for record in tx.audit_tail(arguments.limit, query):
                 _print_record(record.public())
         else:
-            _export(tx, arguments.format)
+            _export(_all(tx, store.trail.segments, query), arguments.format)
     return 0
 
 
-def _export(tx: Transaction, form: str) -> None:
+def _verify(tx: Transaction, arguments: argparse.Namespace) -> int:
+    verdict = tx.verify_audit(without_segments=arguments.without_segments)
+    if verdict.broken_at is not None:
+        print(f"BROKEN: {verdict.problem}; {verdict.records} records before it hold")
+        return 1
+    if arguments.head is not None and (problem := _unlike(tx, *arguments.head)):
+        print(f"BROKEN: {problem}")
+        return 1
+    print(f"{verdict.records} records hold; head {verdict.head}")
+    if verdict.first > 1:
+        print(f"records 1 to {verdict.first - 1} are in segments, which were not looked at")
+    if not verdict.anchored:
+        print("its end is not proven: there is no anchor")
+    return 0
+
+
+def _unlike(tx: Transaction, seq: int, begins: str) -> str:
+    """Why the chain does not hold the head that somebody has seen; empty where it does."""
+    found = tx.audit_records(seq - 1, 1)
+    if not found or found[0].seq != seq:
+        older = seq < tx.audit_first()
+        return f"record {seq} is {'in a segment' if older else 'cut off: it was seen elsewhere'}"
+    return "" if found[0].mac.startswith(begins) else f"record {seq} is not the one that was seen"
+
+
+def _query(arguments: argparse.Namespace) -> Query:
+    return Query(
+        run=arguments.run,
+        gpu=arguments.gpu,
+        service=arguments.service,
+        alertname=arguments.alert,
+        since=arguments.since,
+        until=arguments.until,
+    )
+
+
+def _export(found: Iterator[dict[str, Any]], form: str) -> None:
     if form == "jsonl":
-        for record in _all(tx):
+        for record in found:
             print(json.dumps(record, sort_keys=True))
         return
     writer = csv.DictWriter(sys.stdout, _CSV)
     writer.writeheader()
-    for record in _all(tx):
+    for record in found:
         writer.writerow({name: _cell(record[name]) for name in _CSV})
 
 
@@ -82,9 +115,14 @@ def _cell(value: object) -> object:
     return "'" + text if text.lstrip().startswith(("=", "+", "-", "@")) else text
 
 
-def _all(tx: Transaction) -> Iterator[dict[str, Any]]:
+def _all(tx: Transaction, folder: Path, query: Query) -> Iterator[dict[str, Any]]:
+    """Every record that is meant, those in segments too."""
+    try:
+        yield from filter(query.matches, segments.records(folder, tx.audit_first()))
+    except segments.Damaged as damage:
+        raise StorageError(f"{damage}; `audit verify` says more") from None
     after = 0
-    while records := tx.audit_records(after, 1000):
+    while records := tx.audit_records(after, 1000, query=query):
         for record in records:
             yield record.public()
         after = records[-1].seq

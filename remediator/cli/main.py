@@ -14,8 +14,11 @@ from remediator.cli import inspect, operate
 from remediator.cli.check import check
 from remediator.cli.check_config import check_config
 from remediator.cli.plan import plan
+from remediator.clock import SystemClock
 from remediator.config import Config, load
+from remediator.durations import parse_moment
 from remediator.errors import RemediatorError
+from remediator.helper.command import add_arguments as add_helper_arguments
 
 _PREFIX = "GPU_REMEDIATOR_"
 
@@ -24,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 when it did what was asked, 1 when not, 2 for a wrong call."""
     parser = _parser()
     arguments = parser.parse_args(argv)
+    if arguments.command == "helper":
+        _become_the_helper(sys.argv[1:] if argv is None else argv)
     # argparse does not check a default against the choices, and ours may come from outside.
     for name, choices in (("log_level", log.LEVELS), ("log_format", log.FORMATS)):
         if getattr(arguments, name) not in choices:
@@ -44,6 +49,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return status
+
+
+def _become_the_helper(argv: Sequence[str]) -> None:
+    """It runs as root: nothing stays loaded that only the other commands need."""
+    words = argv[list(argv).index("helper") + 1 :]
+    program = [sys.executable, "-P", "-m", "remediator.helper"]
+    os.execv(program[0], [*program, *words])  # noqa: S606 - an argv list
 
 
 def _dispatch(arguments: argparse.Namespace, config: Config) -> int:
@@ -144,6 +156,8 @@ def _parser() -> argparse.ArgumentParser:
         "service", metavar="SERVICE"
     )
     command("resume", "end a pause and close the breaker")
+    text = "do, as root and for one user, what needs root"
+    add_helper_arguments(commands.add_parser("helper", help=text, description=text))
     return parser
 
 
@@ -158,6 +172,41 @@ def _audit_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", choices=["verify", "tail", "export"])
     parser.add_argument("--limit", type=_number, default=20, help="how many records tail shows")
     parser.add_argument("--format", choices=["jsonl", "csv"], default="jsonl", help="of an export")
+    parser.add_argument("--run", type=_number, metavar="RUN", help="only of this run")
+    parser.add_argument("--gpu", default="", metavar="UUID", help="only about this card")
+    parser.add_argument("--service", default="", metavar="NAME", help="only about this service")
+    parser.add_argument("--alert", default="", metavar="NAME", help="only of this alert")
+    for name, which in (("--since", "from"), ("--until", "up to")):
+        parser.add_argument(
+            name, type=_moment, metavar="WHEN", help=f"only {which} then: 2h (ago), or a date"
+        )
+    parser.add_argument(
+        "--head",
+        type=_head,
+        metavar="SEQ:MAC",
+        help="verify: a head that was seen elsewhere; of the mac its first digits are enough",
+    )
+    parser.add_argument(
+        "--without-segments",
+        action="store_true",
+        help="verify: only what is in the database, from the last checkpoint on",
+    )
+
+
+def _moment(text: str) -> float:
+    """Unix seconds of a moment that a person wrote."""
+    try:
+        return parse_moment(text, SystemClock().now())
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _head(text: str) -> tuple[int, str]:
+    """Number of a record and the first digits of its mac."""
+    seq, _, mac = text.partition(":")
+    if len(mac) < 8 or set(mac) - set("0123456789abcdef"):
+        raise argparse.ArgumentTypeError("write SEQ:MAC, with 8 or more of the mac's digits")
+    return _number(seq), mac
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from remediator.config.doors import ClientConfig, Roles
 from remediator.config.strict import Seconds, Uuid
+from remediator.config.windows import WindowConfig
 
 Mode = Literal["off", "observe", "approve", "auto"]
 Permission = Literal["service_restart", "service_stop", "gpu_reset"]
@@ -42,13 +44,17 @@ class GpuConfig:
     """Which GPUs are ours, and what writes to them.
 
     `inventory: auto` takes the cards that this machine's own exporter reports; a list of uuids
-    restricts it. `control: none` leaves every GPU action refused.
+    restricts it. `control: none` leaves every GPU action refused. Nothing is done about a card that
+    is `opted_out`, and it is not written to, but for an undo.
     """
 
-    control: Literal["nvml", "nvidia-smi", "jetson", "simulated", "none"] = "nvml"
+    control: Literal["nvml", "nvidia-smi", "jetson", "helper", "simulated", "none"] = "nvml"
+    # Where the helper listens; with `control: jetson` it is asked only where this is set.
+    helper_socket: Path | None = None
     simulator_url: str = ""
     nvidia_smi: Path = Path("/usr/bin/nvidia-smi")
     inventory: Literal["auto"] | tuple[Uuid, ...] = "auto"
+    opted_out: tuple[Uuid, ...] = ()
     timeout: Seconds = 15.0
     reset_allow_consumer: bool = False
 
@@ -64,10 +70,17 @@ class TokenFiles:
 
 @dataclass(frozen=True)
 class WebConfig:
-    """The HTTP side."""
+    """The HTTP side.
+
+    `config_file` is a web configuration file of exporter-toolkit: TLS, client certificates, users
+    and headers. `roles` says which of these users and certificates may do what.
+    """
 
     listen_address: str = "127.0.0.1:9941"
+    config_file: Path | None = None
     tokens: TokenFiles = field(default_factory=TokenFiles)
+    roles: Roles = field(default_factory=Roles)
+    client: ClientConfig = field(default_factory=ClientConfig)
     max_body_bytes: int = 4 * 1024 * 1024
 
 
@@ -93,9 +106,20 @@ class AlertmanagerConfig:
 
 @dataclass(frozen=True)
 class AuditConfig:
-    """The audit chain's key; made on first start (mode 0600) where the file does not exist."""
+    """The audit chain's key; made on first start (mode 0600) where the file does not exist.
+
+    `old_key_files` are keys that it was written with before, oldest first. `anchor_file` is where
+    its head is written down; `keep` how long its records stay in the database before they move into
+    files in `segment_dir`. What is done for heat or undone while the database cannot be written is
+    kept in `emergency_dir`. None means in `state_dir`, but for the last.
+    """
 
     key_file: Path | None = None
+    old_key_files: tuple[Path, ...] = ()
+    anchor_file: Path | None = None
+    keep: Seconds = 400 * 86400.0
+    segment_dir: Path | None = None
+    emergency_dir: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -103,7 +127,8 @@ class ServiceConfig:
     """One LLM service: a server driver with a process manager, on known GPUs.
 
     `gpus: all` means every card in the inventory; an empty list means none, never all. For
-    `start_grace` after its start a process that does not listen yet is starting, not down.
+    `start_grace` after its start a process that does not listen yet is starting, not down. Without
+    `remediate` nothing is ever done to it.
     """
 
     name: str
@@ -113,6 +138,7 @@ class ServiceConfig:
     gpus: Literal["all"] | tuple[Uuid, ...] = ()
     models: tuple[str, ...] = ()
     start_grace: Seconds = 120.0
+    remediate: bool = True
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -152,6 +178,8 @@ class Limits:
     breaker_targets: int = 2
     breaker_window: Seconds = 300.0
     breaker_failures: int = 3
+    breaker_relapses: int = 3
+    breaker_relapse_window: Seconds = 14400.0
     flap_episodes_per_hour: int = 3
 
 
@@ -169,6 +197,8 @@ class Config:
     audit: AuditConfig = field(default_factory=AuditConfig)
     services: tuple[ServiceConfig, ...] = ()
     playbooks: Mapping[str, Any] = field(default_factory=dict)
+    windows: tuple[WindowConfig, ...] = ()
+    kill_switch_file: Path | None = None
     timing: Timing = field(default_factory=Timing)
     limits: Limits = field(default_factory=Limits)
 
@@ -176,3 +206,8 @@ class Config:
     def audit_key_file(self) -> Path:
         """The file of the audit chain's key: outside the database."""
         return self.audit.key_file or self.state_dir / "audit.key"
+
+    @property
+    def kill_switch(self) -> Path:
+        """The file whose presence stops every new action."""
+        return self.kill_switch_file or self.state_dir / "KILL"

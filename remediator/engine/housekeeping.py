@@ -6,6 +6,7 @@ import logging
 
 from remediator.durations import format_duration
 from remediator.engine import left_down
+from remediator.engine.clock_watch import ClockWatch
 from remediator.engine.executor import Executor
 from remediator.engine.leases import FLAPPING
 from remediator.errors import NoEvidence, StorageError
@@ -35,6 +36,7 @@ class Housekeeper:
         # clock of this process, so that neither its absence nor a clock that was set is silence.
         self._heard: dict[tuple[int, int], float] = {}
         self._pruned_at: float | None = None
+        self._clock_watch = ClockWatch(world)
 
     def note_start(self) -> None:
         """Record that this process starts, and what it takes over.
@@ -50,6 +52,9 @@ class Housekeeper:
         with self._world.store.transaction() as tx:
             active = tx.runs.active()
             leases = tx.leases.open_all()
+            if self._world.store.cut:
+                why = f"the audit was cut or exchanged: {self._world.store.cut}"
+                tx.audit(Draft("audit_cut", why, severity="critical", reason="audit_cut"))
             tx.audit(
                 Draft(
                     "started",
@@ -65,6 +70,7 @@ class Housekeeper:
 
     def tick(self) -> None:
         """Look at every deadline now."""
+        self._clock_watch.look()
         self._end_silent_episodes()
         self._expire_approvals()
         left_down.tell(self._world)
@@ -110,7 +116,9 @@ class Housekeeper:
         with self._world.store.reading() as tx:
             waiting = [run for run in tx.runs.active() if run.state == "awaiting_approval"]
         for run in waiting:
-            if run.expires_at is not None and now > run.expires_at:
+            asked_at, _ = self._world.ages.dated(run, self._world.clock)
+            lasts = (run.expires_at or now) - run.created_at
+            if now - asked_at > lasts:
                 self._expire(run, now)
 
     def _expire(self, run: Run, now: float) -> None:
@@ -150,6 +158,8 @@ class Housekeeper:
         with self._world.store.transaction() as tx:
             tx.episodes.prune_deliveries(self._world.clock.now() - _DELIVERIES_KEPT)
         self._pruned_at = now
+        while self._world.store.retire_audit(self._world.config.audit.keep):
+            pass
 
     def _close_incidents(self) -> None:
         """An incident ends with its episode; one that needs a person only when it is seen good."""

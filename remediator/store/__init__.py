@@ -1,6 +1,6 @@
 """The durable store: SQLite (WAL, synchronous=FULL); the only place with SQL."""
 
-from remediator.store.audit import AuditRecord, Draft
+from remediator.store.audit import AuditRecord, Draft, Query
 from remediator.store.rows import Episode, Incident, Lease, Run, Step
 from remediator.store.store import Store, Transaction
 
@@ -10,6 +10,7 @@ __all__ = [
     "Episode",
     "Incident",
     "Lease",
+    "Query",
     "Run",
     "Step",
     "Store",

@@ -10,7 +10,7 @@ import hashlib
 import hmac
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -47,13 +47,52 @@ class AuditRecord:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What `verify` found: how many records hold, and the first that does not."""
+class Query:
+    """Which records are meant; what is not said does not narrow it.
 
-    records: int
-    broken_at: int | None
-    problem: str
-    head: str
+    `gpu`, `service` and `alertname` are whole names; `since` and `until` are Unix seconds.
+    """
+
+    run: int | None = None
+    gpu: str = ""
+    service: str = ""
+    alertname: str = ""
+    since: float | None = None
+    until: float | None = None
+
+    def condition(self) -> tuple[str, list[Any]]:
+        """The SQL of it, and its values."""
+        said = {
+            "run = ?": self.run,
+            "gpu = ?": self.gpu or None,
+            "service = ?": self.service or None,
+            "alertname = ?": self.alertname or None,
+            "time >= ?": self.since,
+            "time <= ?": self.until,
+        }
+        used = {text: value for text, value in said.items() if value is not None}
+        return "".join(f" AND {text}" for text in used), list(used.values())
+
+    def matches(self, record: Mapping[str, Any]) -> bool:
+        """The same of a record that is not in the database any more."""
+        data = record.get("data") or {}
+        labels = data.get("labels") or {}
+        kind, _, name = str(record.get("target") or "").partition(":")
+        gpu = name if kind == "gpu" else labels.get("uuid")
+        service = data.get("service") or labels.get("llm_service")
+        service = name if kind == "service" else service
+        time = float(record.get("time") or 0.0)
+        return (
+            self.run in (None, record.get("run"))
+            and self.gpu in ("", gpu)
+            and self.service in ("", service)
+            and self.alertname in ("", record.get("alertname"))
+            and (self.since is None or time >= self.since)
+            and (self.until is None or time <= self.until)
+        )
+
+
+EVERYTHING = Query()
 
 
 def append(
@@ -66,7 +105,7 @@ def append(
     actor: str,
 ) -> AuditRecord:
     """Append `draft` within the caller's transaction."""
-    seq, prev_mac = _head(connection)
+    seq, prev_mac = head(connection)
     record = {
         "time": round(time, 3),
         "boot_id": boot_id,
@@ -82,7 +121,7 @@ def append(
         "data": dict(draft.data),
     }
     text = json.dumps(record, ensure_ascii=True, sort_keys=True, separators=(",", ":"))
-    mac = _mac(key, seq + 1, prev_mac, text.encode())
+    mac = mac_of(key, seq + 1, prev_mac, text.encode())
     connection.execute(
         "INSERT INTO audit (seq, record, prev_mac, mac) VALUES (?, ?, ?, ?)",
         (seq + 1, text, prev_mac, mac),
@@ -91,46 +130,35 @@ def append(
 
 
 def read(
-    connection: sqlite3.Connection, after: int, limit: int, run: int | None
+    connection: sqlite3.Connection, after: int, limit: int, query: Query
 ) -> tuple[AuditRecord, ...]:
     """Records with a higher sequence number than `after`, oldest first."""
-    where = "seq > ? AND run = ?" if run is not None else "seq > ?"
-    values: tuple[int, ...] = (after, run) if run is not None else (after,)
+    more, values = query.condition()
     rows = connection.execute(
-        f"SELECT seq, record, mac FROM audit WHERE {where} ORDER BY seq LIMIT ?",
-        (*values, limit),
+        f"SELECT seq, record, mac FROM audit WHERE seq > ?{more} ORDER BY seq LIMIT ?",
+        (after, *values, limit),
     )
     return tuple(AuditRecord(row[0], json.loads(row[1]), row[2]) for row in rows)
 
 
-def verify(connection: sqlite3.Connection, key: bytes) -> Verdict:
-    """Walk the whole chain and name the first record that is not as it was written."""
-    prev_mac, expected = GENESIS, 1
-    for seq, text, stored_prev, mac in _rows(connection):
-        if seq != expected:
-            return Verdict(expected - 1, expected, f"record {expected} is missing", prev_mac)
-        if stored_prev != prev_mac.encode():
-            return Verdict(expected - 1, seq, f"record {seq} does not follow {seq - 1}", prev_mac)
-        right = _mac(key, seq, prev_mac, text)
-        if not hmac.compare_digest(mac, right.encode()):
-            return Verdict(expected - 1, seq, f"record {seq} was changed", prev_mac)
-        prev_mac, expected = right, expected + 1
-    return Verdict(expected - 1, None, "", prev_mac)
-
-
-def _rows(connection: sqlite3.Connection) -> Iterator[tuple[int, bytes, bytes, bytes]]:
-    # As bytes: what was tampered with need not be text any more.
-    yield from connection.execute(
-        "SELECT seq, CAST(record AS BLOB), CAST(prev_mac AS BLOB), CAST(mac AS BLOB) "
-        "FROM audit ORDER BY seq"
+def tail(connection: sqlite3.Connection, limit: int, query: Query) -> tuple[AuditRecord, ...]:
+    """The newest records, oldest first."""
+    more, values = query.condition()
+    rows = connection.execute(
+        f"SELECT seq, record, mac FROM audit WHERE 1{more} ORDER BY seq DESC LIMIT ?",
+        (*values, limit),
     )
+    found = tuple(AuditRecord(row[0], json.loads(row[1]), row[2]) for row in rows)
+    return found[::-1]
 
 
-def _head(connection: sqlite3.Connection) -> tuple[int, str]:
+def head(connection: sqlite3.Connection) -> tuple[int, str]:
+    """Number and mac of the newest record; 0 and `GENESIS` where there is none."""
     row = connection.execute("SELECT seq, mac FROM audit ORDER BY seq DESC LIMIT 1").fetchone()
     return (row[0], row[1]) if row else (0, GENESIS)
 
 
-def _mac(key: bytes, seq: int, prev_mac: str, text: bytes) -> str:
+def mac_of(key: bytes, seq: int, prev_mac: str, text: bytes) -> str:
+    """What authenticates record `seq` over the one before it."""
     message = f"{seq}\n{prev_mac}\n".encode() + text
-    return hmac.new(key, message, hashlib.sha256).hexdigest()
+    return hmac.digest(key, message, hashlib.sha256).hex()

@@ -102,6 +102,13 @@ class Episodes:
         )
         return tuple(row[0] for row in rows)
 
+    def wake(self, now: float, *, beyond: float) -> None:
+        """Make due at once what waits for a time more than `beyond` seconds ahead."""
+        self._db.execute(
+            "UPDATE episodes SET evaluate_at = ? WHERE evaluate_at > ? AND ended_at IS NULL",
+            (now, now + beyond),
+        )
+
     def oldest_due(self) -> float | None:
         """When the oldest waiting episode became due; None when none waits."""
         row = self._db.execute(

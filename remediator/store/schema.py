@@ -168,7 +168,44 @@ ALTER TABLE episodes ADD COLUMN refuted_at REAL;
 ALTER TABLE services ADD COLUMN out_of_memory_at REAL;
 """
 
-MIGRATIONS = (_V1, _V2)
+# Records leave the database only for a segment file, which a row here names; and they are looked for
+# by what they are about.
+_V3 = """
+CREATE TABLE audit_segments (
+    first INTEGER PRIMARY KEY,
+    last INTEGER NOT NULL CHECK (last >= first),
+    mac TEXT NOT NULL,
+    file TEXT NOT NULL,
+    sha256 TEXT NOT NULL,
+    written_at REAL NOT NULL
+) STRICT;
+CREATE TRIGGER audit_segments_no_update BEFORE UPDATE ON audit_segments
+BEGIN SELECT RAISE(ABORT, 'audit segments are never changed'); END;
+CREATE TRIGGER audit_segments_no_delete BEFORE DELETE ON audit_segments
+BEGIN SELECT RAISE(ABORT, 'audit segments are never forgotten'); END;
+DROP TRIGGER audit_no_delete;
+CREATE TRIGGER audit_no_delete BEFORE DELETE ON audit
+WHEN NOT EXISTS (SELECT 1 FROM audit_segments WHERE OLD.seq BETWEEN first AND last)
+BEGIN SELECT RAISE(ABORT, 'audit records that are in no segment are never deleted'); END;
+
+ALTER TABLE audit ADD COLUMN alertname TEXT
+    GENERATED ALWAYS AS (json_extract(record, '$.alertname')) VIRTUAL;
+ALTER TABLE audit ADD COLUMN gpu TEXT GENERATED ALWAYS AS (
+    CASE WHEN json_extract(record, '$.target') LIKE 'gpu:%'
+    THEN substr(json_extract(record, '$.target'), 5)
+    ELSE json_extract(record, '$.data.labels.uuid') END) VIRTUAL;
+ALTER TABLE audit ADD COLUMN service TEXT GENERATED ALWAYS AS (
+    CASE WHEN json_extract(record, '$.target') LIKE 'service:%'
+    THEN substr(json_extract(record, '$.target'), 9)
+    ELSE coalesce(json_extract(record, '$.data.service'),
+                  json_extract(record, '$.data.labels.llm_service')) END) VIRTUAL;
+CREATE INDEX audit_gpu ON audit (gpu) WHERE gpu IS NOT NULL;
+CREATE INDEX audit_service ON audit (service) WHERE service IS NOT NULL;
+CREATE INDEX audit_alertname ON audit (alertname) WHERE alertname <> '';
+CREATE INDEX audit_time ON audit (time);
+"""
+
+MIGRATIONS = (_V1, _V2, _V3)
 
 
 def migrate(connection: sqlite3.Connection) -> None:

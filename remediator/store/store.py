@@ -9,6 +9,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -16,12 +17,15 @@ from urllib.parse import quote
 from remediator.clock import Clock, boot_id
 from remediator.errors import StorageError
 from remediator.store import audit as chain
+from remediator.store import segments
+from remediator.store.anchor import Anchor
 from remediator.store.episodes import Episodes
 from remediator.store.incidents import Incidents
 from remediator.store.inventory import Inventory
 from remediator.store.leases import Leases
 from remediator.store.runs import Runs
 from remediator.store.schema import migrate
+from remediator.store.verify import Verdict, verify
 
 log = logging.getLogger(__name__)
 
@@ -29,16 +33,36 @@ DATABASE = "remediator.db"
 _BUSY_SECONDS = 5.0
 
 
+@dataclass(frozen=True)
+class Trail:
+    """What there is of the audit beside the database; `old_keys` are oldest first."""
+
+    anchor: Path
+    segments: Path
+    old_keys: tuple[bytes, ...] = ()
+
+    @classmethod
+    def beside(cls, state_dir: Path) -> Trail:
+        """Where nothing is said: in the state directory."""
+        return cls(state_dir / "audit.anchor", state_dir / "audit-segments")
+
+
 class Transaction:
     """The tables within one transaction; what it writes is kept whole or not at all."""
 
     def __init__(
-        self, connection: sqlite3.Connection, key: bytes, clock: Clock, actor: str
+        self,
+        connection: sqlite3.Connection,
+        key: bytes,
+        clock: Clock,
+        actor: str,
+        trail: Trail,
     ) -> None:
         self._db = connection
         self._key = key
         self._clock = clock
         self._actor = actor
+        self._trail = trail
         self.audited: list[chain.AuditRecord] = []
         self.episodes = Episodes(connection)
         self.runs = Runs(connection)
@@ -60,19 +84,57 @@ class Transaction:
         return record
 
     def audit_records(
-        self, after: int = 0, limit: int = 1000, run: int | None = None
+        self,
+        after: int = 0,
+        limit: int = 1000,
+        run: int | None = None,
+        *,
+        query: chain.Query = chain.EVERYTHING,
     ) -> tuple[chain.AuditRecord, ...]:
         """Audit records after `after`, oldest first."""
-        return chain.read(self._db, after, limit, run)
+        wanted = query if run is None else replace(query, run=run)
+        return chain.read(self._db, after, limit, wanted)
+
+    def audit_tail(
+        self, limit: int, query: chain.Query = chain.EVERYTHING
+    ) -> tuple[chain.AuditRecord, ...]:
+        """The newest audit records, oldest first."""
+        return chain.tail(self._db, limit, query)
 
     def audit_count(self) -> int:
-        """How many records the chain holds."""
-        row = self._db.execute("SELECT coalesce(max(seq), 0) FROM audit").fetchone()
+        """How many records the chain holds, in the database and in segments."""
+        return self.audit_head()[0]
+
+    def audit_head(self) -> tuple[int, str]:
+        """Number and mac of the newest record."""
+        return chain.head(self._db)
+
+    def audit_first(self) -> int:
+        """The oldest record in the database; what is older is in segments."""
+        row = self._db.execute("SELECT coalesce(min(seq), 1) FROM audit").fetchone()
         return int(row[0])
 
-    def verify_audit(self) -> chain.Verdict:
-        """Walk the whole audit chain."""
-        return chain.verify(self._db, self._key)
+    def verify_audit(self, *, without_segments: bool = False) -> Verdict:
+        """Walk the whole audit chain.
+
+        Raises:
+            StorageError: its anchor cannot be read.
+        """
+        try:
+            heads = Anchor(self._trail.anchor).heads()
+        except OSError as error:
+            raise StorageError(f"the anchor of the audit cannot be read: {error}") from None
+        folder = None if without_segments else self._trail.segments
+        return verify(self._db, (*self._trail.old_keys, self._key), heads, folder)
+
+    def audit_due(self, before: float) -> list[tuple[int, str, str, str]]:
+        """The oldest records, where enough are older than `before` to make a segment."""
+        return segments.due(self._db, before)
+
+    def remove_audit(self, segment: segments.Segment, keep: float) -> None:
+        """Delete the records of a segment that is on the disk, and record that."""
+        segments.remove(self._db, segment, self._clock.now())
+        self.audit(segment.draft(keep))
 
     def get_meta(self, key: str) -> str | None:
         """A small durable value."""
@@ -102,6 +164,7 @@ class Store:
         *,
         actor: str = "gpu-remediator",
         read_only: bool = False,
+        trail: Trail | None = None,
     ) -> None:
         """Open (and migrate) the database.
 
@@ -111,6 +174,8 @@ class Store:
         self._key = key
         self._clock = clock
         self._actor = actor
+        self.trail = trail or Trail.beside(state_dir)
+        self.anchor = Anchor(self.trail.anchor)
         self._lock = threading.RLock()
         self.path = state_dir / DATABASE
         self.failing = False
@@ -121,6 +186,7 @@ class Store:
             self._db = self._connect(read_only=read_only)
         except (sqlite3.Error, OSError) as error:
             raise StorageError(f"cannot open the database {self.path}: {error}") from None
+        self.cut = "" if read_only else self._why_cut()
 
     def _connect(self, *, read_only: bool) -> sqlite3.Connection:
         uri = f"file:{quote(str(self.path))}?mode={'ro' if read_only else 'rwc'}"
@@ -146,7 +212,7 @@ class Store:
         with self._lock:
             try:
                 self._db.execute("BEGIN IMMEDIATE")
-                tx = Transaction(self._db, self._key, self._clock, self._actor)
+                tx = self._new()
                 try:
                     yield tx
                 except BaseException:
@@ -154,6 +220,8 @@ class Store:
                     raise
                 self._db.execute("COMMIT")
                 self.failing = False
+                if tx.audited:
+                    self.anchor.note(tx.audited[-1].seq, tx.audited[-1].mac, self._clock.now())
             except sqlite3.Error as error:
                 self._rollback()
                 self.failing = True
@@ -172,11 +240,48 @@ class Store:
             try:
                 self._db.execute("BEGIN")
                 try:
-                    yield Transaction(self._db, self._key, self._clock, self._actor)
+                    yield self._new()
                 finally:
                     self._rollback()
             except sqlite3.Error as error:
                 raise StorageError(f"the store cannot be read: {error}") from None
+
+    def retire_audit(self, keep: float) -> segments.Segment | None:
+        """Move the oldest records, where enough are older than `keep` seconds, into a segment.
+
+        Raises:
+            StorageError: they could not be written down elsewhere; none is deleted.
+        """
+        with self.reading() as tx:
+            rows = tx.audit_due(self._clock.now() - keep)
+        if not rows:
+            return None
+        keys = (*self.trail.old_keys, self._key)
+        segment = segments.write(self.trail.segments, rows, self._key, keys)
+        with self.transaction() as tx:
+            tx.remove_audit(segment, keep)
+        return segment
+
+    def _new(self) -> Transaction:
+        return Transaction(self._db, self._key, self._clock, self._actor, self.trail)
+
+    def _why_cut(self) -> str:
+        """Whether the chain is not the one that was anchored; and anchor the head that it has."""
+        self.anchor.rotate()
+        try:
+            heads = self.anchor.heads()
+        except OSError as error:
+            return f"its anchor cannot be read: {error}"
+        with self.reading() as tx:
+            seq, mac = tx.audit_head()
+        newest = max(heads, default=0)
+        if newest > seq:
+            return f"the anchor {self.anchor.path} has seen record {newest}, the newest is {seq}"
+        if heads.get(seq, {mac}) != {mac}:
+            return f"record {seq} is not the one that the anchor {self.anchor.path} has seen"
+        if seq > newest:
+            self.anchor.note(seq, mac, self._clock.now())
+        return ""
 
     def _rollback(self) -> None:
         with contextlib.suppress(sqlite3.Error):
@@ -186,6 +291,7 @@ class Store:
     def close(self) -> None:
         """Close the database."""
         with self._lock:
+            self.anchor.close()
             self._db.close()
 
 

@@ -9,10 +9,11 @@ from typing import Any
 
 from flask import Blueprint, abort, current_app, request
 
-from remediator.engine.gathering import BREAKER, BREAKER_CLOSED_AT, PAUSED, supersede
+from remediator.durations import parse_moment
+from remediator.engine.gathering import PAUSED, close_breaker, supersede
 from remediator.errors import NoEvidence, StorageError
 from remediator.readings import GpuReading
-from remediator.store import Draft, Incident, Lease, Run, Step
+from remediator.store import Draft, Incident, Lease, Query, Run, Step
 from remediator.store.inventory import HOLDER, OPERATOR, RESTARTING
 from remediator.web.auth import requires
 
@@ -54,10 +55,11 @@ def run(run_id: int) -> Any:
 @blueprint.get("/api/v1/audit")
 @requires("read")
 def audit() -> Any:
-    """Audit records after `after`, oldest first."""
+    """Audit records after `after` that the query means, oldest first."""
+    query = _audit_query()
     with _deps().world.store.reading() as tx:
         records = tx.audit_records(
-            _integer("after", 0, 0, 2**53), _integer("limit", 500, 1, _MAX_LIMIT)
+            _integer("after", 0, 0, 2**53), _integer("limit", 500, 1, _MAX_LIMIT), query=query
         )
     return {"records": [record.public() for record in records]}
 
@@ -115,9 +117,7 @@ def resume() -> Any:
     """Go on: ends a pause and closes the breaker."""
     with _deps().world.store.transaction() as tx:
         tx.set_meta(PAUSED, None)
-        tx.set_meta(BREAKER, None)
-        # What was counted against it before a person closed it does not open it again.
-        tx.set_meta(BREAKER_CLOSED_AT, str(_deps().world.clock.now()))
+        close_breaker(tx)
         tx.audit(Draft("resumed", "resumed by an operator; the breaker is closed"))
     return {"paused": None}
 
@@ -291,6 +291,28 @@ def _integer(name: str, default: int, low: int, high: int) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 16:
         abort(400, f"{name} must be a whole number")
     return min(high, max(low, int(text)))
+
+
+def _audit_query() -> Query:
+    run = _integer("run", 0, 0, 2**53)
+    return Query(
+        run=run or None,
+        gpu=request.args.get("gpu", ""),
+        service=request.args.get("service", ""),
+        alertname=request.args.get("alertname", ""),
+        since=_moment("since"),
+        until=_moment("until"),
+    )
+
+
+def _moment(name: str) -> float | None:
+    text = request.args.get(name)
+    if text is None:
+        return None
+    try:
+        return parse_moment(text, _deps().world.clock.now())
+    except ValueError as error:
+        abort(400, f"{name}: {error}")
 
 
 def _answer_waiting(run_id: int, *, approved: bool) -> Any:
