@@ -157,6 +157,8 @@ def _processes(view: GpuView) -> list[Json] | None:
             "process": one.process,
             "unit": one.unit,
             "container_name": one.container_name,
+            "container_id": one.container_id,
+            "pod_uid": one.pod_uid,
             "memory_used_bytes": one.memory_used_bytes,
         }
         for one in view.processes

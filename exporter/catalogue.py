@@ -139,6 +139,12 @@ _GPU = (
         "bytes",
         PROCESS_LABELS,
     ),
+    Metric(
+        "gpu_process_info",
+        Kind.INFO,
+        "Container and Kubernetes pod of a process; only of processes in one.",
+        labels=("pid", "process", "container_id", "pod_uid"),
+    ),
     _gauge("gpu_exporter_last_collect_timestamp_seconds", "When the GPU was last read.", "seconds"),
 )
 

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from exporter.attribution import Attributor, cap
+from exporter.attribution import NameProcesses, cap
 from exporter.backends.base import Device
 from exporter.clock import Clock
 from exporter.errors import BackendError, DeviceFault, ReadingError
@@ -86,7 +86,13 @@ class DeviceSampler:
     """The thread of one GPU."""
 
     def __init__(
-        self, device: Device, schedule: Schedule, emit: Emit, running: Running, clock: Clock
+        self,
+        device: Device,
+        schedule: Schedule,
+        emit: Emit,
+        running: Running,
+        clock: Clock,
+        name_processes: NameProcesses = list,
     ) -> None:
         self.uuid = device.info.uuid
         self.faulted = False
@@ -97,7 +103,7 @@ class DeviceSampler:
         self._emit = emit
         self._running = running
         self._clock = clock
-        self._attributor = Attributor()
+        self._name_processes = name_processes
         self._alert_until = clock.monotonic()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -189,8 +195,7 @@ class DeviceSampler:
         if found is None:
             self._emit(ProcessesFrame(self.uuid, monotonic))
             return
-        named = self._attributor.name(cap(found, self._schedule.process_limit))
-        self._attributor.forget_all_but({one.pid for one in named if one.pid is not None})
+        named = self._name_processes(cap(found, self._schedule.process_limit))
         took = self._clock.monotonic() - monotonic
         self._emit(ProcessesFrame(self.uuid, monotonic, tuple(named), len(found), took))
 

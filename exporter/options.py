@@ -94,7 +94,13 @@ def _common(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     add("--simulator.url", "http://127.0.0.1:9950", "for --backend=simulated")
     add("--sample-interval", "1", "seconds between readings", type=_seconds, metavar="SECONDS")
     add("--storage.path", None, "directory that remembers the GPUs", type=Path, metavar="DIR")
-    add("--path.procfs", _PROCFS, "where the host's memory and processes are read", type=Path, metavar="DIR")
+    add(
+        "--path.procfs",
+        _PROCFS,
+        "where the host's memory and processes are read",
+        type=Path,
+        metavar="DIR",
+    )
     add(
         "--container.socket",
         None,

@@ -147,7 +147,9 @@ class ProcessUse:
     Attributes:
         process: name without arguments, empty when it cannot be read.
         unit: systemd unit, empty when there is none.
-        container_name: empty when unknown.
+        container_name: empty when it is in none; the beginning of the id where the name is not known.
+        container_id: empty when it is in none.
+        pod_uid: of its Kubernetes pod, empty when there is none.
     """
 
     pid: int | None
@@ -155,6 +157,8 @@ class ProcessUse:
     unit: str = ""
     container_name: str = ""
     memory_used_bytes: int | None = None
+    container_id: str = ""
+    pod_uid: str = ""
 
 
 def clock_event_names(bits: int) -> tuple[str, ...]:

@@ -58,6 +58,8 @@ def steady_rows(view: GpuView, snapshot: Snapshot) -> Iterator[Row]:
         used = process.memory_used_bytes
         if used is not None:
             yield "gpu_process_memory_used_bytes", _process_labels(process), float(used)
+        if process.container_id or process.pod_uid:
+            yield "gpu_process_info", _process_info_labels(process), 1.0
     if view.health is not None:
         yield from _health(view.health)
     for xid in view.xids or ():
@@ -188,6 +190,10 @@ def _info_labels(info: DeviceInfo, backend: BackendView) -> tuple[str, ...]:
         info.vbios_version,
         backend.name,
     )
+
+
+def _process_info_labels(process: ProcessUse) -> tuple[str, ...]:
+    return (str(process.pid), process.process, process.container_id, process.pod_uid)
 
 
 def _process_labels(process: ProcessUse) -> tuple[str, ...]:

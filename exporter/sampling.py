@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from exporter.attribution import NameProcesses
 from exporter.backends.base import Backend, Device, Enumeration
 from exporter.clock import Clock
 from exporter.device_sampler import DeviceSampler, Emit, Running, Schedule
@@ -69,12 +70,20 @@ class Session:
 class Collector:
     """Keeps a session open: opens again after a failure, a fault or a change of the devices."""
 
-    def __init__(self, backend: Backend, schedule: Schedule, emit: Emit, clock: Clock) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        schedule: Schedule,
+        emit: Emit,
+        clock: Clock,
+        name_processes: NameProcesses = list,
+    ) -> None:
         self.running = Running(clock)
         self._backend = backend
         self._schedule = schedule
         self._emit = emit
         self._clock = clock
+        self._name_processes = name_processes
         self._stop = threading.Event()
         self._for_good = False
         self._session: Session | None = None
@@ -162,7 +171,14 @@ class Collector:
         return Session(self._backend, samplers.values(), events)
 
     def _sampler(self, device: Device) -> DeviceSampler:
-        return DeviceSampler(device, self._schedule, self._emit, self.running, self._clock)
+        return DeviceSampler(
+            device,
+            self._schedule,
+            self._emit,
+            self.running,
+            self._clock,
+            self._name_processes,
+        )
 
     def _announce(self, found: Enumeration, took: float) -> None:
         driver, cuda = found.driver_version, found.cuda_version

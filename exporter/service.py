@@ -34,7 +34,8 @@ class ServiceOptions:
         backend: as in `--backend`, `auto` too.
         sample_interval: seconds.
         storage_path: where the inventory is kept; None keeps it in memory.
-        procfs: where host memory and OOM kills are read.
+        procfs: where host memory, OOM kills and processes are read.
+        container_socket: of Docker or Podman, which know the names of containers; None asks none.
     """
 
     backend: str = "auto"
@@ -42,6 +43,7 @@ class ServiceOptions:
     sample_interval: float = 1.0
     storage_path: Path | None = None
     procfs: Path = Path("/proc")
+    container_socket: Path | None = None
 
 
 class Service:
@@ -117,4 +119,6 @@ def _worker_options(name: str, config: Config, options: ServiceOptions) -> Worke
             check=config.intervals.check,
             process_limit=config.process_limit,
         ),
+        procfs=str(options.procfs),
+        container_socket=str(options.container_socket or ""),
     )

@@ -17,10 +17,13 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
+from exporter.attribution import Attributor, NameProcesses
 from exporter.backends import registry
 from exporter.backends.base import BackendOptions
 from exporter.clock import Clock, SystemClock
+from exporter.container_names import ContainerNames
 from exporter.device_sampler import Schedule
 from exporter.frames import Frame, HeartbeatFrame, LogFrame, encode
 from exporter.sampling import Collector
@@ -35,11 +38,18 @@ _HURRY_SECONDS = 0.1
 
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
-    """All that a worker must know; it reads no configuration itself."""
+    """All that a worker must know; it reads no configuration itself.
+
+    Attributes:
+        procfs: where processes are looked at.
+        container_socket: of the engine that knows the names of containers; empty asks none.
+    """
 
     backend: str
     backend_options: BackendOptions
     schedule: Schedule
+    procfs: str = "/proc"
+    container_socket: str = ""
 
     def to_json(self) -> str:
         """Write for the command line."""
@@ -53,6 +63,8 @@ class WorkerOptions:
             backend=body["backend"],
             backend_options=BackendOptions(**body["backend_options"]),
             schedule=Schedule(**body["schedule"]),
+            procfs=body["procfs"],
+            container_socket=body["container_socket"],
         )
 
 
@@ -80,7 +92,8 @@ class FrameWriter:
 def run(options: WorkerOptions, writer: FrameWriter, stop: threading.Event, clock: Clock) -> None:
     """Collect until told to stop, and return when no driver call is going on any more."""
     backend = registry.create(options.backend, options.backend_options)
-    collector = Collector(backend, options.schedule, writer.emit, clock)
+    name = _namer(options, writer, clock)
+    collector = Collector(backend, options.schedule, writer.emit, clock, name)
     collector.start()
     order = KEEP
     while not _finished(collector, order):
@@ -88,6 +101,22 @@ def run(options: WorkerOptions, writer: FrameWriter, stop: threading.Event, cloc
             order = _END if stop.is_set() or writer.broken.is_set() else _next_order(order)
             _OBEY[order](collector)
         writer.emit(HeartbeatFrame(clock.monotonic(), collector.running.since()))
+
+
+def _namer(options: WorkerOptions, writer: FrameWriter, clock: Clock) -> NameProcesses:
+    if not registry.of_this_machine(options.backend):
+        # Its pids are not the ones of this machine.
+        return list
+
+    def say(sentence: str) -> None:
+        writer.emit(LogFrame(logging.WARNING, sentence))
+
+    socket = options.container_socket
+    names = ContainerNames(Path(socket), clock, say) if socket else None
+    procfs = Path(options.procfs)
+    # Where only some files of the host's are lent, the processes are in the own one.
+    proc = procfs if (procfs / "self").is_symlink() else Path("/proc")
+    return Attributor(proc, clock, names).name
 
 
 _OBEY: Mapping[bytes, Callable[[Collector], None]] = {

@@ -80,6 +80,11 @@ def replay_file(wanted: str) -> str:
     return str(Path(file).resolve()) if name == _REPLAY and file else ""
 
 
+def of_this_machine(name: str) -> bool:
+    """Tell whether the GPUs of a backend are in this machine, and so are its pids and its kernel."""
+    return name not in {_REPLAY, "simulated"}
+
+
 def _check_capture(file: str) -> None:
     if not file:
         raise ConfigError("--backend=replay:FILE wants a file that `gpu-exporter capture` made")

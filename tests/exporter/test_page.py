@@ -39,7 +39,9 @@ def full() -> Bench:
     bench = Bench(gpus=2)
     for uuid in ("GPU-0", "GPU-1"):
         bench.sample(uuid, errors=("timeout",))
-        bench.processes(uuid, ProcessUse(4, "ollama", "ollama.service", "", 3 * 2**30))
+        bench.processes(
+            uuid, ProcessUse(4, "ollama", "ollama.service", "llm", 3 * 2**30, "3f1d" * 16, "b6a1")
+        )
         bench.health(uuid)
         bench.xid(uuid, 79)
     bench.store.apply(FaultFrame("GPU-1", 0, "sample", "lost", FaultReason.LOST))
@@ -317,3 +319,17 @@ def test_promtool_has_nothing_to_say(backend_up) -> None:
         check=False,
     )
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def test_only_what_is_in_a_container_has_its_ids_on_the_page() -> None:
+    bench = Bench()
+    bench.sample()
+    bench.processes(
+        "GPU-0",
+        ProcessUse(4, "vllm", "", "llm", 5, "3f1d" * 16, "b6a1"),
+        ProcessUse(5, "ollama", "ollama.service", "", 5),
+        ProcessUse(None, "other", memory_used_bytes=5),
+    )
+    ((labels, value),) = series(bench)["gpu_process_info"]
+    assert (labels["pid"], labels["process"], value) == ("4", "vllm", 1)
+    assert (labels["container_id"], labels["pod_uid"]) == ("3f1d" * 16, "b6a1")
