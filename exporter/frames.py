@@ -15,6 +15,7 @@ from exporter.readings import (
     FaultReason,
     ProcessUse,
     Sample,
+    Spans,
 )
 
 
@@ -54,7 +55,10 @@ class DevicesFrame:
 
 @dataclass(frozen=True, slots=True)
 class SampleFrame:
-    """A reading, the moment it was begun (both scales), and what could not be read."""
+    """A reading, the moment it was begun (both scales), and what could not be read.
+
+    `utilization` is how it went since the last sample, where the driver keeps samples of its own.
+    """
 
     uuid: str
     time: float
@@ -62,6 +66,7 @@ class SampleFrame:
     sample: Sample
     duration_seconds: float = 0.0
     errors: tuple[str, ...] = ()
+    utilization: Spans | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +195,10 @@ def _one(kind: type[Any]) -> Callable[[Any], Any]:
     return lambda item: _build(kind, item)
 
 
+def _spans(items: Any) -> Spans:
+    return tuple((seconds, value) for seconds, value in items)
+
+
 # What JSON does not carry by itself: tuples, enums and nested values.
 _NESTED: dict[type[Any], dict[str, Callable[[Any], Any]]] = {
     BackendFrame: {"reason": BackendReason},
@@ -199,7 +208,7 @@ _NESTED: dict[type[Any], dict[str, Callable[[Any], Any]]] = {
         "failed": _many(FailedDevice),
         "watched": tuple,
     },
-    SampleFrame: {"sample": _one(Sample), "errors": tuple},
+    SampleFrame: {"sample": _one(Sample), "errors": tuple, "utilization": _spans},
     Sample: {"clock_events": tuple, "fan_speed_ratios": tuple},
     ProcessesFrame: {"processes": _many(ProcessUse)},
     HealthFrame: {"health": _one(DeviceHealth), "errors": tuple},

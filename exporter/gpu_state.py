@@ -113,7 +113,9 @@ class GpuState:
         self._sample = frame
         self._told.add("sample")
         sample = frame.sample
-        if sample.utilization_ratio is not None:
+        if frame.utilization is not None:
+            self._utilisation.cover(frame.utilization, frame.monotonic)
+        elif sample.utilization_ratio is not None:
             self._utilisation.add(sample.utilization_ratio, frame.monotonic)
         percent = None if sample.utilization_ratio is None else sample.utilization_ratio * 100
         self._history.append(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TypeAlias
 
 CLOCK_DOMAINS = ("graphics", "sm", "memory", "video")
 CLOCK_EVENT_REASONS = (
@@ -34,6 +35,9 @@ RECOVERY_ACTIONS = (
     "system_reboot",
 )
 UNKNOWN_RECOVERY_ACTION = "unknown"
+
+# Stretches of time, oldest first: seconds, and the value that held in them or None for a gap.
+Spans: TypeAlias = tuple[tuple[float, float | None], ...]
 
 
 class FaultReason(StrEnum):

@@ -17,7 +17,7 @@ import contextlib
 import math
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -56,11 +56,16 @@ class DriverProcess:
 
 @dataclass(frozen=True, slots=True)
 class DriverGpu:
-    """One section of the state file: the library's units (milliwatts, megahertz, percent)."""
+    """One section of the state file: the library's units (milliwatts, megahertz, percent).
+
+    Attributes:
+        rows: what a card has several of, by key: lines of numbers.
+    """
 
     uuid: str
     values: Mapping[str, Value | None]
     processes: tuple[DriverProcess, ...] = ()
+    rows: Mapping[str, Iterable[tuple[int, ...]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +91,8 @@ def render_state(gpus: Iterable[DriverGpu]) -> str:
             f"process {one.pid} {one.memory_bytes} {one.kind} {one.sm_utilization}"
             for one in gpu.processes
         )
+        for key, rows in gpu.rows.items():
+            lines.extend(f"{key} {' '.join(map(str, row))}" for row in rows)
     return "\n".join(lines) + "\n"
 
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 from exporter.backends import _nvml_health
+from exporter.backends._nvml_buffers import Buffers
 from exporter.backends._nvml_reader import Call, Reader
 from exporter.backends.base import HealthResult, SampleResult
+from exporter.clock import Clock
 from exporter.environment import Environment
 from exporter.errors import ReadingError
 from exporter.readings import CLOCK_DOMAINS, DeviceInfo, ProcessUse, Sample, clock_event_names
 
 _MEMORY_TEMPERATURE_FIELD = 82
+_ENERGY_FIELD = 83
+_SAMPLE_FIELDS = (_MEMORY_TEMPERATURE_FIELD, _ENERGY_FIELD)
 _TEMPERATURE_LIMITS = {"shutdown": 0, "slowdown": 1, "memory_max": 2, "gpu_max": 3}
 _NVML_CLOCKS = dict(zip(CLOCK_DOMAINS, (0, 1, 2, 3), strict=True))
 
@@ -83,10 +88,24 @@ _CALLS: Mapping[str, tuple[Call, ...]] = MappingProxyType(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Library:
+    """The opened library, and what outlives the devices that were opened in it.
+
+    Attributes:
+        buffers: by uuid.
+    """
+
+    nvml: Any
+    environment: Environment
+    clock: Clock
+    buffers: dict[str, Buffers] = field(default_factory=dict)
+
+
 class NvmlDevice:
     """One opened GPU; `Device` of the backend contract."""
 
-    def __init__(self, nvml: Any, handle: Any, index: int, environment: Environment) -> None:
+    def __init__(self, library: Library, handle: Any, index: int) -> None:
         """Read what does not change.
 
         Raises:
@@ -94,8 +113,10 @@ class NvmlDevice:
             nvml.NVMLError: it does not even give its uuid.
         """
         self.handle = handle
-        self._reader = Reader(nvml, handle, _CALLS, environment)
-        self._info = self._describe(index, str(nvml.nvmlDeviceGetUUID(handle)))
+        self._library = library
+        self._reader = Reader(library.nvml, handle, _CALLS, library.environment)
+        self._info = self._describe(index, str(library.nvml.nvmlDeviceGetUUID(handle)))
+        self._buffers = library.buffers.setdefault(self._info.uuid, Buffers())
 
     @property
     def info(self) -> DeviceInfo:
@@ -108,7 +129,8 @@ class NvmlDevice:
         read = self._reader.read
         memory, utilization = read("memory"), read("utilization")
         events = read("clock_events")
-        fields = self._reader.read_fields((_MEMORY_TEMPERATURE_FIELD,))
+        fields = self._reader.read_fields(_SAMPLE_FIELDS)
+        now = self._library.clock.monotonic()
         sample = Sample(
             temperature_celsius=_scaled(read("temperature"), 1),
             memory_temperature_celsius=fields.get(_MEMORY_TEMPERATURE_FIELD),
@@ -120,14 +142,15 @@ class NvmlDevice:
             memory_utilization_ratio=None if utilization is None else _percent(utilization.memory),
             power_watts=_scaled(read("power"), 1e-3),
             power_limit_watts=_scaled(read("power_limit"), 1e-3),
-            energy_joules=_scaled(read("energy"), 1e-3),
+            energy_joules=self._energy(fields, now),
             clocks_hertz=self._clocks("clock"),
             clock_events=None if events is None else clock_event_names(events),
             fan_speed_ratios=read("fans"),
             performance_state=_performance_state(read("performance_state")),
         )
+        spans = self._buffers.utilization(self._reader, now)
         self._reader.check()
-        return SampleResult(sample, self._reader.words())
+        return SampleResult(sample, self._reader.words(), utilization=spans)
 
     def processes(self) -> Sequence[ProcessUse] | None:
         """Read pid and memory of each process.
@@ -182,6 +205,15 @@ class NvmlDevice:
             clocks_max_hertz=self._clocks("clock_max") or {},
             temperature_limits_celsius=self._temperature_limits(),
         )
+
+    def _energy(self, fields: Mapping[int, float], now: float) -> float | None:
+        """Return the card's own counter, or else what the driver's power samples sum up to."""
+        millijoules = fields.get(_ENERGY_FIELD)
+        if millijoules is None:
+            millijoules = self._reader.read("energy")
+        if millijoules is None and not self._reader.supports("energy"):
+            return self._buffers.energy(self._reader, now)
+        return _scaled(millijoules, 1e-3)
 
     def _clocks(self, prefix: str) -> dict[str, float] | None:
         megahertz = {name: self._reader.read(f"{prefix}_{name}") for name in CLOCK_DOMAINS}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from exporter.backends import _nvml_errors as codes
 from exporter.environment import Environment
@@ -11,8 +12,14 @@ from exporter.errors import DeviceFault
 
 Call: TypeAlias = Callable[[Any, Any], Any]
 
+# A field's number, or (number, scope) where it is one of a link.
+Field: TypeAlias = int | tuple[int, int]
+_FieldT = TypeVar("_FieldT", int, tuple[int, int])
+
 _FIELDS = "fields"
-_VALUE_TYPES = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")
+_BATCH = 64
+# The members of `nvmlValue_t`, by `nvmlValueType_t`; a newer driver may have others.
+VALUE_TYPES = dict(enumerate(("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")))
 # How a driver says that it has never heard of a field.
 _UNKNOWN_FIELD = frozenset({codes.INVALID_ARGUMENT, codes.NOT_SUPPORTED, *codes.TRY_ANOTHER_CALL})
 
@@ -35,7 +42,7 @@ class Reader:
         self._calls = calls
         self._environment = environment
         self._spelling: dict[str, int] = {}
-        self._unsupported: set[str | int] = set()
+        self._unsupported: set[str | Field] = set()
         self.failures: list[int] = []
         self.successes = 0
 
@@ -69,7 +76,26 @@ class Reader:
             return value
         return None
 
-    def read_fields(self, numbers: Iterable[int]) -> dict[int, float]:
+    def supports(self, reading: str) -> bool:
+        """Tell whether this GPU may have the reading: it has not said that it lacks it."""
+        return reading not in self._unsupported
+
+    def ask(self, reading: str, call: Call) -> Any:
+        """Return what one call says, or None; for calls whose arguments change.
+
+        Raises:
+            DeviceFault, BackendError: as `read`.
+        """
+        if reading in self._unsupported:
+            return None
+        try:
+            value = call(self._nvml, self._handle)
+        except self._nvml.NVMLError as error:
+            return self._failed(reading, error)
+        self.successes += 1
+        return value
+
+    def read_fields(self, numbers: Iterable[_FieldT]) -> dict[_FieldT, float]:
         """Return the fields that can be read, by number: one call for all of them.
 
         Raises:
@@ -78,21 +104,43 @@ class Reader:
         wanted = [number for number in numbers if number not in self._unsupported]
         if not wanted or _FIELDS in self._unsupported:
             return {}
+        found: dict[_FieldT, float] = {}
+        for start in range(0, len(wanted), _BATCH):
+            self._read_batch(wanted[start : start + _BATCH], found)
+        return found
+
+    def _read_batch(self, wanted: list[_FieldT], found: dict[_FieldT, float]) -> None:
         try:
             values = self._nvml.nvmlDeviceGetFieldValues(self._handle, wanted)
         except self._nvml.NVMLError as error:
-            self._failed(_FIELDS, error)
-            return {}
-        found = {}
+            if error.value != codes.INVALID_ARGUMENT:
+                self._failed(_FIELDS, error)
+            elif len(wanted) == 1:
+                self._unsupported.add(wanted[0])
+            else:
+                # Some drivers refuse a whole batch for one field that they do not know.
+                middle = len(wanted) // 2
+                self._read_batch(wanted[:middle], found)
+                self._read_batch(wanted[middle:], found)
+            return
         for number, value in zip(wanted, values, strict=True):
-            if value.nvmlReturn == 0:
-                found[number] = float(getattr(value.value, _VALUE_TYPES[value.valueType]))
-                self.successes += 1
-            elif value.nvmlReturn in _UNKNOWN_FIELD:
+            self._take_field(number, value, found)
+
+    def _take_field(self, number: _FieldT, value: Any, found: dict[_FieldT, float]) -> None:
+        if value.nvmlReturn != 0:
+            if value.nvmlReturn in _UNKNOWN_FIELD:
                 self._unsupported.add(number)
             else:
                 self._failed(number, self._nvml.NVMLError(value.nvmlReturn))
-        return found
+            return
+        member = VALUE_TYPES.get(value.valueType)
+        read = math.nan if member is None else float(getattr(value.value, member))
+        self.successes += 1
+        if math.isfinite(read):
+            found[number] = read
+        else:
+            # A type of a newer driver: what it says cannot be understood, now or later.
+            self._unsupported.add(number)
 
     def check(self) -> None:
         """Raise a fault when a whole pass got nothing but errors."""
@@ -102,7 +150,7 @@ class Reader:
                 codes.device_fault(code), f"every reading fails with NVML code {code}"
             )
 
-    def _failed(self, reading: str | int, error: Any) -> None:
+    def _failed(self, reading: str | Field, error: Any) -> None:
         code = int(error.value)
         if code in codes.DEVICE_FAULTS:
             raise DeviceFault(codes.device_fault(code), f"{reading}: {error}") from error

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from exporter.frames import FailedDevice
-from exporter.readings import DeviceHealth, DeviceInfo, ProcessUse, Sample
+from exporter.readings import DeviceHealth, DeviceInfo, ProcessUse, Sample, Spans
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +36,14 @@ class SampleResult:
 
     Attributes:
         xids: Xid errors since the last sample, where a backend learns of them with its samples.
+        utilization: how utilisation went since the last sample, by the driver's own samples; None
+            where it has none.
     """
 
     sample: Sample
     errors: tuple[str, ...] = ()
     xids: tuple[int, ...] = ()
+    utilization: Spans | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,10 @@ from typing import Any
 import pynvml
 
 from exporter.backends import _nvml_errors as codes
-from exporter.backends._nvml_device import NvmlDevice
+from exporter.backends._nvml_device import Library, NvmlDevice
 from exporter.backends._nvml_events import NvmlEvents
 from exporter.backends.base import BackendOptions, Enumeration
+from exporter.clock import Clock, SystemClock
 from exporter.environment import Environment
 from exporter.errors import DeviceFault
 from exporter.frames import FailedDevice
@@ -18,7 +19,7 @@ from exporter.frames import FailedDevice
 
 def create(options: BackendOptions) -> NvmlBackend:  # noqa: ARG001  the contract's signature
     """Make the backend; the library is loaded when it is opened."""
-    return NvmlBackend(pynvml, Environment())
+    return NvmlBackend(pynvml, Environment(), SystemClock())
 
 
 class NvmlBackend:
@@ -26,9 +27,10 @@ class NvmlBackend:
 
     name = "nvml"
 
-    def __init__(self, nvml: Any, environment: Environment) -> None:
+    def __init__(self, nvml: Any, environment: Environment, clock: Clock) -> None:
         self._nvml = nvml
         self._environment = environment
+        self._library = Library(nvml, environment, clock)
         self._initialised = False
 
     def open(self) -> Enumeration:
@@ -64,7 +66,7 @@ class NvmlBackend:
         for index in range(count):
             try:
                 handle = self._nvml.nvmlDeviceGetHandleByIndex(index)
-                devices.append(NvmlDevice(self._nvml, handle, index, self._environment))
+                devices.append(NvmlDevice(self._library, handle, index))
             except DeviceFault as fault:
                 failed.append(FailedDevice(index, fault.reason, str(fault)))
             except self._nvml.NVMLError as error:

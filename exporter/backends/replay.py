@@ -19,11 +19,14 @@ from exporter.capture.file import (
     FIELD_MEMBERS,
     FIELD_VALUES,
     OPEN,
+    SAMPLES,
     Answer,
     Call,
     Capture,
+    lasting,
     takes_handle,
 )
+from exporter.clock import SystemClock
 from exporter.environment import Environment
 
 # A machine of which no file can be read: this one's has nothing to do with the capture.
@@ -45,7 +48,7 @@ class ReplayBackend(NvmlBackend):
     name = "replay"
 
     def __init__(self, capture: Capture) -> None:
-        super().__init__(ReplayLibrary(capture), _NOWHERE)
+        super().__init__(ReplayLibrary(capture), _NOWHERE, SystemClock())
 
     def fingerprint(self) -> object:
         """Return a constant: in a capture nothing comes or goes."""
@@ -82,7 +85,10 @@ class ReplayLibrary:
             gpu, arguments = arguments[0], arguments[1:]
         if name == FIELD_VALUES:
             return self._fields(gpu, arguments[0])
-        result = self._result(Call(name, gpu, tuple(arguments), tuple(sorted(named.items()))))
+        asked = Call(name, gpu, lasting(name, arguments), tuple(sorted(named.items())))
+        result = self._result(asked)
+        if name == SAMPLES:
+            return _samples(result)
         # The index is handle enough.
         return arguments[0] if name == OPEN else _object(result)
 
@@ -117,6 +123,14 @@ def _field(answer: Answer) -> SimpleNamespace:
     return SimpleNamespace(
         nvmlReturn=0, valueType=kind, value=SimpleNamespace(**{FIELD_MEMBERS[kind]: value})
     )
+
+
+def _samples(result: Any) -> tuple[int, list[SimpleNamespace]]:
+    member = FIELD_MEMBERS[result["type"]]
+    return result["type"], [
+        SimpleNamespace(timeStamp=at, sampleValue=SimpleNamespace(**{member: value}))
+        for at, value in result["samples"]
+    ]
 
 
 def _object(value: Any) -> Any:

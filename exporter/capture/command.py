@@ -122,7 +122,7 @@ class Session:
             self._done.set()
 
     def _ask(self) -> None:
-        backend = NvmlBackend(self._recorder, self._environment)
+        backend = NvmlBackend(self._recorder, self._environment, self._clock)
         try:
             found = backend.open()
         except BackendError as error:

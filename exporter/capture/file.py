@@ -7,14 +7,17 @@ The first line says what the file is; each other line is one call with its answe
     {"call": "nvmlDeviceGetTemperatureV", "gpu": 0, "args": [0], "error": 15}
     {"call": "nvmlDeviceGetFieldValues", "gpu": 0, "args": [82], "result": {"type": 1, "value": 48}}
 
-Fields are one line each, whatever batch they were read in, so that a version that reads other
-batches can still replay the file. A line without arguments is then the outcome of the batch.
+    {"call": "nvmlDeviceGetSamples", "gpu": 0, "args": [1], "result": {"type": 1, "samples": [[1000167, 97]]}}
+
+Since when samples are asked for is not in the file: the answers are given in their order. Fields are one
+line each, whatever batch they were read in, so that a version that reads other batches can still replay the
+file. A line without arguments is then the outcome of the batch.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,9 @@ VERSION = 1
 RECORDED = "recorded"
 OPEN = "nvmlDeviceGetHandleByIndex"
 FIELD_VALUES = "nvmlDeviceGetFieldValues"
+SAMPLES = "nvmlDeviceGetSamples"
+# Their last argument says since when, which is another one each time.
+_SINCE = {SAMPLES, "nvmlDeviceGetProcessUtilization"}
 # The members of `nvmlValue_t`, in the order of `nvmlValueType_t`.
 FIELD_MEMBERS = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")
 _MAGIC = "gpu_exporter_capture"
@@ -92,6 +98,11 @@ class Capture:
 def takes_handle(function: str) -> bool:
     """Tell whether the function's first argument is the handle of a GPU."""
     return function.startswith("nvmlDevice") and function not in {OPEN, "nvmlDeviceGetCount"}
+
+
+def lasting(function: str, arguments: Sequence[Any]) -> tuple[Any, ...]:
+    """Return the arguments after the handle by which a call is known again."""
+    return tuple(arguments[:-1] if function in _SINCE else arguments)
 
 
 def header_line(header: Header) -> str:

@@ -9,7 +9,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from exporter.capture.file import FIELD_MEMBERS, FIELD_VALUES, OPEN, Answer, Call, takes_handle
+from exporter.capture.file import (
+    FIELD_MEMBERS,
+    FIELD_VALUES,
+    OPEN,
+    SAMPLES,
+    Answer,
+    Call,
+    lasting,
+    takes_handle,
+)
 from exporter.clock import Clock
 
 Write = Callable[[Call, Answer], None]
@@ -115,7 +124,7 @@ class Recorder:
         gpu = None
         if takes_handle(name):
             gpu, arguments = self._gpus[_key(arguments[0])], arguments[1:]
-        told = tuple(_plain(one) for one in arguments)
+        told = tuple(_plain(one) for one in lasting(name, arguments))
         return Call(
             name, gpu, told, tuple(sorted((key, _plain(one)) for key, one in named.items()))
         )
@@ -125,7 +134,8 @@ class Recorder:
         if call.function == FIELD_VALUES:
             self._note_fields(call, answer)
             return
-        told = None if answer.error is not None else _plain(answer.result)
+        plain = _samples if call.function == SAMPLES else _plain
+        told = None if answer.error is not None else plain(answer.result)
         self._write(call, replace(answer, result=self._disguise.of(call, told)))
 
     def _note_fields(self, call: Call, answer: Answer) -> None:
@@ -147,6 +157,13 @@ def _field(value: Any) -> Answer:
         return Answer(error=code)
     kind = int(value.valueType)
     return Answer({"type": kind, "value": getattr(value.value, FIELD_MEMBERS[kind])})
+
+
+def _samples(result: tuple[int, Sequence[Any]]) -> dict[str, Any]:
+    kind, samples = result
+    member = FIELD_MEMBERS[kind] if kind < len(FIELD_MEMBERS) else None
+    values = [[one.timeStamp, member and getattr(one.sampleValue, member)] for one in samples]
+    return {"type": kind, "samples": values}
 
 
 def _plain(value: Any) -> Any:

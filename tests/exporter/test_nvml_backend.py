@@ -11,6 +11,7 @@ from exporter.backends.nvml import NvmlBackend
 from exporter.environment import Environment
 from exporter.errors import BackendError, DeviceFault, ReadingError
 from exporter.readings import BackendReason, DeviceHealth, FaultReason
+from tests.exporter.fakes import FakeClock
 
 GIB = 2**30
 
@@ -102,6 +103,8 @@ class FakeNvml:
             "nvmlDeviceGetComputeRunningProcesses_v3": self.processes,
             "nvmlDeviceGetGraphicsRunningProcesses_v3": [],
         }
+        if name not in values:
+            raise self.NVMLError(13)
         return values[name]
 
 
@@ -110,8 +113,9 @@ def nvml() -> FakeNvml:
     return FakeNvml()
 
 
-def opened(nvml: FakeNvml, root=None):
-    backend = NvmlBackend(nvml, Environment(root) if root else Environment())
+def opened(nvml: FakeNvml, root=None, clock=None):
+    environment = Environment(root) if root else Environment()
+    backend = NvmlBackend(nvml, environment, clock or FakeClock())
     return backend.open()
 
 

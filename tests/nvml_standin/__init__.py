@@ -84,6 +84,12 @@ _DEFAULTS: dict[str, Value | None] = {
     "hw_thermal_ns": 0,
     "hw_brake_ns": 0,
     "recovery_action": 0,
+    "pcie_generation": 4,
+    "pcie_width": 16,
+    "pcie_generation_max": 4,
+    "pcie_width_max": 16,
+    "pcie_rx_kb": 0,
+    "pcie_tx_kb": 0,
 }
 
 
@@ -157,6 +163,7 @@ class Driver:
         directory.mkdir(parents=True, exist_ok=True)
         self._values: list[dict[str, Value | None]] = []
         self._processes: list[tuple[DriverProcess, ...]] = []
+        self._rows: list[dict[str, tuple[tuple[int, ...], ...]]] = []
         self._faults: list[str] = []
         self.uuids: list[str] = []
         for index in range(gpus):
@@ -164,6 +171,7 @@ class Driver:
             identity: dict[str, Value | None] = {"pci": f"00000000:{0x3B + index:02X}:00.0"}
             self._values.append(_DEFAULTS | identity)
             self._processes.append(())
+            self._rows.append({})
         self._publish()
 
     def env(self) -> dict[str, str]:
@@ -190,6 +198,16 @@ class Driver:
         """Replace the processes of a card; ``memory_used`` becomes their sum."""
         self._processes[gpu] = tuple(processes)
         self._values[gpu]["memory_used"] = sum(one.memory_bytes for one in self._processes[gpu])
+        self._publish()
+
+    def set_rows(self, gpu: int, key: str, *rows: tuple[int, ...]) -> None:
+        """Replace what a card has several of.
+
+        ``sample``: (type, timestamp, value); ``process_sample``: (pid, timestamp, SM percent);
+        ``nvlink``: (link, state, replay, recovery, crc); ``mig``: (index, GPU instance, compute instance,
+        total bytes, used bytes, slices), which wants ``mig_current=1``. Timestamps are microseconds.
+        """
+        self._rows[gpu][key] = rows
         self._publish()
 
     def fail(self, function: str = "*", *, gpu: int | None = None, error: int) -> None:
@@ -268,7 +286,7 @@ class Driver:
         self._publish()
 
     def _publish(self) -> None:
-        gpus = map(DriverGpu, self.uuids, self._values, self._processes)
+        gpus = map(DriverGpu, self.uuids, self._values, self._processes, self._rows)
         write_atomically(self.directory / "state", render_state(gpus))
         write_atomically(self.directory / "faults", "".join(f"{line}\n" for line in self._faults))
 

@@ -10,13 +10,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#define TRY(call)                                                                                  \
-    do {                                                                                           \
-        nvmlReturn_t code_ = (call);                                                               \
-        if (code_ != NVML_SUCCESS)                                                                 \
-            return code_;                                                                          \
-    } while (0)
-
 enum { POLL_MS = 20, LINE_SIZE = 256 };
 
 struct nvmlEventSet_st {

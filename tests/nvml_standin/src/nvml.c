@@ -12,20 +12,6 @@
 #define NVML_LIBRARY_VERSION "13.580.95.05-standin"
 #define CUDA_DRIVER_VERSION 13000
 
-#define TRY(call)                                                                                  \
-    do {                                                                                           \
-        nvmlReturn_t code_ = (call);                                                               \
-        if (code_ != NVML_SUCCESS)                                                                 \
-            return code_;                                                                          \
-    } while (0)
-
-#define BEGIN(device)                                                                              \
-    do {                                                                                           \
-        if (!(device))                                                                             \
-            return NVML_ERROR_INVALID_ARGUMENT;                                                    \
-        TRY(standin_enter(__func__, device));                                                      \
-    } while (0)
-
 static nvmlReturn_t copy_text(const char *text, char *out, unsigned size) {
     return (unsigned)snprintf(out, size, "%s", text) < size ? NVML_SUCCESS : NVML_ERROR_INSUFFICIENT_SIZE;
 }
@@ -132,8 +118,13 @@ nvmlReturn_t nvmlDeviceGetMinorNumber(nvmlDevice_t device, unsigned int *minor) 
 }
 
 nvmlReturn_t nvmlDeviceGetUUID(nvmlDevice_t device, char *uuid, unsigned int length) {
+    char text[TEXT_SIZE];
     BEGIN(device);
-    return copy_text(device->uuid, uuid, length);
+    if (device->mig < 0)
+        return copy_text(device->uuid, uuid, length);
+    /* GPU-...00 becomes MIG-...0N. */
+    snprintf(text, sizeof text, "MIG%.*s%02x", (int)strlen(device->uuid) - 5, device->uuid + 3, device->mig);
+    return copy_text(text, uuid, length);
 }
 
 #define TEXT_GETTER(function, key)                                                                 \
@@ -142,7 +133,18 @@ nvmlReturn_t nvmlDeviceGetUUID(nvmlDevice_t device, char *uuid, unsigned int len
         return standin_text(device, key, text, length);                                            \
     }
 
-TEXT_GETTER(nvmlDeviceGetName, T_name)
+nvmlReturn_t nvmlDeviceGetName(nvmlDevice_t device, char *text, unsigned int length) {
+    char name[TEXT_SIZE + 32];
+    row_t row;
+    BEGIN(device);
+    if (device->mig < 0)
+        return standin_text(device, T_name, text, length);
+    TRY(standin_text(device, T_name, name, TEXT_SIZE));
+    TRY(parts_mig_row(device, &row));
+    snprintf(name + strlen(name), 32, " MIG %lldg.%lldgb", row.n[5], row.n[3] >> 30);
+    return copy_text(name, text, length);
+}
+
 TEXT_GETTER(nvmlDeviceGetSerial, T_serial)
 TEXT_GETTER(nvmlDeviceGetVbiosVersion, T_vbios)
 
@@ -161,15 +163,6 @@ nvmlReturn_t nvmlDeviceGetPciInfo_v3(nvmlDevice_t device, nvmlPciInfo_t *pci) {
 }
 
 /* ---- readings that are one number ---- */
-
-#define NUMBER_GETTER(function, type, key)                                                         \
-    nvmlReturn_t function(nvmlDevice_t device, type *value) {                                      \
-        long long number;                                                                          \
-        BEGIN(device);                                                                             \
-        TRY(standin_number(device, key, &number));                                                 \
-        *value = (type)number;                                                                     \
-        return NVML_SUCCESS;                                                                       \
-    }
 
 NUMBER_GETTER(nvmlDeviceGetPowerUsage, unsigned int, N_power_mw)
 NUMBER_GETTER(nvmlDeviceGetPowerManagementDefaultLimit, unsigned int, N_power_limit_default_mw)
@@ -250,7 +243,14 @@ nvmlReturn_t nvmlDeviceGetMarginTemperature(nvmlDevice_t device, nvmlMarginTempe
 /* ---- memory, utilisation, clocks ---- */
 
 static nvmlReturn_t memory(nvmlDevice_t device, long long *total, long long *reserved, long long *used) {
+    row_t row;
     *reserved = 0;
+    if (device->mig >= 0) {
+        TRY(parts_mig_row(device, &row));
+        *total = row.n[3];
+        *used = row.n[4];
+        return NVML_SUCCESS;
+    }
     TRY(standin_number(device, N_memory_total, total));
     TRY(standin_number(device, N_memory_used, used));
     standin_number(device, N_memory_reserved, reserved);
@@ -410,27 +410,6 @@ PROCESS_GETTER(nvmlDeviceGetComputeRunningProcesses_v3, 'C')
 PROCESS_GETTER(nvmlDeviceGetGraphicsRunningProcesses_v3, 'G')
 PROCESS_GETTER(nvmlDeviceGetMPSComputeRunningProcesses_v3, 'M')
 
-nvmlReturn_t nvmlDeviceGetProcessUtilization(nvmlDevice_t device, nvmlProcessUtilizationSample_t *samples,
-                                             unsigned int *count, unsigned long long since_us) {
-    unsigned room = samples ? *count : 0, there = 0;
-    (void)since_us;
-    BEGIN(device);
-    process_t *found = calloc(room + 1U, sizeof *found);
-    if (!found)
-        return NVML_ERROR_MEMORY;
-    nvmlReturn_t code = standin_processes(device, 'C', found, room, &there);
-    *count = there;
-    if (code == NVML_SUCCESS && there == 0)
-        code = NVML_ERROR_NOT_FOUND;
-    else if (code == NVML_SUCCESS && there > room)
-        code = NVML_ERROR_INSUFFICIENT_SIZE;
-    for (unsigned i = 0; code == NVML_SUCCESS && i < there; i++)
-        samples[i] = (nvmlProcessUtilizationSample_t){
-            .pid = found[i].pid, .timeStamp = now_us(), .smUtil = found[i].sm_utilization};
-    free(found);
-    return code;
-}
-
 /* ---- health ---- */
 
 nvmlReturn_t nvmlDeviceGetTotalEccErrors(nvmlDevice_t device, nvmlMemoryErrorType_t type,
@@ -503,6 +482,8 @@ static const struct {
     {NVML_FI_DEV_CLOCKS_EVENT_REASON_HW_POWER_BRAKE_SLOWDOWN, NVML_VALUE_TYPE_UNSIGNED_LONG_LONG,
      N_hw_brake_ns},
     {NVML_FI_DEV_PCIE_REPLAY_COUNTER, NVML_VALUE_TYPE_UNSIGNED_INT, N_pcie_replays},
+    {NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX, NVML_VALUE_TYPE_UNSIGNED_LONG_LONG, N_nvlink_tx_kib},
+    {NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_RX, NVML_VALUE_TYPE_UNSIGNED_LONG_LONG, N_nvlink_rx_kib},
     {NVML_FI_DEV_GET_GPU_RECOVERY_ACTION, NVML_VALUE_TYPE_UNSIGNED_INT, N_recovery_action},
 };
 
@@ -510,12 +491,16 @@ static void read_field(nvmlDevice_t device, nvmlFieldValue_t *value) {
     long long number;
     value->nvmlReturn = NVML_ERROR_NOT_SUPPORTED;
     value->timestamp = (long long)now_us();
+    if (standin_field_fault(value->fieldId, device) != NVML_SUCCESS) {
+        value->nvmlReturn = standin_field_fault(value->fieldId, device);
+        return;
+    }
+    if (parts_field(device, value))
+        return;
     for (unsigned i = 0; i < sizeof fields / sizeof *fields; i++) {
         if (fields[i].id != value->fieldId)
             continue;
-        value->nvmlReturn = standin_field_fault(value->fieldId, device);
-        if (value->nvmlReturn == NVML_SUCCESS)
-            value->nvmlReturn = standin_number(device, fields[i].key, &number);
+        value->nvmlReturn = standin_number(device, fields[i].key, &number);
         value->valueType = fields[i].type;
         if (value->nvmlReturn == NVML_SUCCESS && fields[i].type == NVML_VALUE_TYPE_UNSIGNED_INT)
             value->value.uiVal = (unsigned)number;
@@ -545,41 +530,12 @@ CONSTANT(nvmlDeviceGetPersistenceMode, nvmlEnableState_t, NVML_FEATURE_ENABLED)
 CONSTANT(nvmlDeviceGetComputeMode, nvmlComputeMode_t, NVML_COMPUTEMODE_DEFAULT)
 CONSTANT(nvmlDeviceGetDisplayMode, nvmlEnableState_t, NVML_FEATURE_DISABLED)
 CONSTANT(nvmlDeviceGetDisplayActive, nvmlEnableState_t, NVML_FEATURE_DISABLED)
-CONSTANT(nvmlDeviceIsMigDeviceHandle, unsigned int, 0)
-CONSTANT(nvmlDeviceGetMaxMigDeviceCount, unsigned int, 0)
-CONSTANT(nvmlDeviceGetCurrPcieLinkGeneration, unsigned int, 4)
-CONSTANT(nvmlDeviceGetCurrPcieLinkWidth, unsigned int, 16)
-CONSTANT(nvmlDeviceGetMaxPcieLinkGeneration, unsigned int, 4)
-CONSTANT(nvmlDeviceGetMaxPcieLinkWidth, unsigned int, 16)
 
 nvmlReturn_t nvmlDeviceGetCudaComputeCapability(nvmlDevice_t device, int *major, int *minor) {
     BEGIN(device);
     *major = 8;
     *minor = 0;
     return NVML_SUCCESS;
-}
-
-nvmlReturn_t nvmlDeviceGetPcieThroughput(nvmlDevice_t device, nvmlPcieUtilCounter_t counter,
-                                         unsigned int *kilobytes) {
-    (void)counter;
-    BEGIN(device);
-    *kilobytes = 0;
-    return NVML_SUCCESS;
-}
-
-nvmlReturn_t nvmlDeviceGetMigMode(nvmlDevice_t device, unsigned int *current, unsigned int *pending) {
-    BEGIN(device);
-    (void)current;
-    (void)pending;
-    return NVML_ERROR_NOT_SUPPORTED;
-}
-
-nvmlReturn_t nvmlDeviceGetMigDeviceHandleByIndex(nvmlDevice_t device, unsigned int index,
-                                                 nvmlDevice_t *mig) {
-    BEGIN(device);
-    (void)index;
-    (void)mig;
-    return NVML_ERROR_NOT_SUPPORTED;
 }
 
 nvmlReturn_t nvmlDeviceGetDriverModel_v2(nvmlDevice_t device, nvmlDriverModel_t *current,

@@ -37,6 +37,7 @@ static fault_t *faults;
 static size_t fault_count;
 static stamp_t state_stamp, faults_stamp;
 static struct nvmlDevice_st handles[MAX_GPUS];
+static struct nvmlDevice_st mig_handles[MAX_GPUS][MAX_MIG];
 static size_t handle_count;
 
 static const char *const number_names[N_COUNT] = {
@@ -91,6 +92,7 @@ static nvmlDevice_t handle_for(const char *uuid) {
     if (handle_count == MAX_GPUS)
         return NULL;
     snprintf(handles[handle_count].uuid, TEXT_SIZE, "%s", uuid);
+    handles[handle_count].mig = -1;
     return &handles[handle_count++];
 }
 
@@ -114,6 +116,10 @@ static void set_value(gpu_t *gpu, const char *key, const char *value) {
         add_process(gpu, value);
         return;
     }
+    if (rows_know(key)) {
+        rows_add(gpu, key, value);
+        return;
+    }
     for (int i = 0; i < N_COUNT; i++)
         if (strcmp(key, number_names[i]) == 0) {
             gpu->number[i] = atoll(value);
@@ -126,8 +132,10 @@ static void set_value(gpu_t *gpu, const char *key, const char *value) {
 }
 
 static void load_state(char *content) {
-    for (size_t i = 0; i < gpu_count; i++)
+    for (size_t i = 0; i < gpu_count; i++) {
         free(gpus[i].processes);
+        free(gpus[i].rows);
+    }
     gpu_count = 0;
     if (!content || (!gpus && !(gpus = calloc(MAX_GPUS, sizeof *gpus))))
         return;
@@ -364,6 +372,27 @@ nvmlReturn_t standin_text(nvmlDevice_t device, text_key key, char *out, unsigned
                    ? NVML_SUCCESS : NVML_ERROR_INSUFFICIENT_SIZE;
     pthread_mutex_unlock(&lock);
     return code;
+}
+
+nvmlReturn_t standin_rows(nvmlDevice_t device, const char *key, row_t **rows, unsigned *count) {
+    pthread_mutex_lock(&lock);
+    gpu_t *gpu = gpu_of(device);
+    *rows = NULL;
+    *count = 0;
+    nvmlReturn_t code = gpu ? rows_copy(gpu, key, rows, count) : NVML_ERROR_GPU_IS_LOST;
+    pthread_mutex_unlock(&lock);
+    return code;
+}
+
+nvmlDevice_t standin_mig_handle(nvmlDevice_t device, unsigned index) {
+    if (device->mig >= 0)
+        return NULL;
+    pthread_mutex_lock(&lock);
+    nvmlDevice_t mig = &mig_handles[device - handles][index];
+    snprintf(mig->uuid, TEXT_SIZE, "%s", device->uuid);
+    mig->mig = (int)index;
+    pthread_mutex_unlock(&lock);
+    return mig;
 }
 
 nvmlReturn_t standin_count(unsigned *count) {

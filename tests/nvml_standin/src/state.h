@@ -22,7 +22,10 @@
     X(retired_single_bit) X(retired_double_bit) X(retired_pending)                                 \
     X(remapped_correctable) X(remapped_uncorrectable) X(remapped_pending) X(remapped_failure)      \
     X(power_cap_ns) X(thermal_ns) X(sync_boost_ns) X(sw_thermal_ns) X(hw_thermal_ns) X(hw_brake_ns) \
-    X(recovery_action) X(pcie_replays)
+    X(recovery_action)                                                                             \
+    X(pcie_generation) X(pcie_width) X(pcie_generation_max) X(pcie_width_max) X(pcie_replays)      \
+    X(pcie_rx_kb) X(pcie_tx_kb) X(nvlink_rx_kib) X(nvlink_tx_kib)                                  \
+    X(sample_period_ms) X(mig_current) X(mig_pending)
 
 #define TEXTS(X) X(name) X(pci) X(vbios) X(serial)
 
@@ -40,7 +43,30 @@ typedef enum {
     T_COUNT
 } text_key;
 
-enum { TEXT_SIZE = 96, MAX_GPUS = 64 };
+enum { TEXT_SIZE = 96, MAX_GPUS = 64, MAX_MIG = 8, ROW_VALUES = 6 };
+
+#define TRY(call)                                                                                  \
+    do {                                                                                           \
+        nvmlReturn_t code_ = (call);                                                               \
+        if (code_ != NVML_SUCCESS)                                                                 \
+            return code_;                                                                          \
+    } while (0)
+
+#define BEGIN(device)                                                                              \
+    do {                                                                                           \
+        if (!(device))                                                                             \
+            return NVML_ERROR_INVALID_ARGUMENT;                                                    \
+        TRY(standin_enter(__func__, device));                                                      \
+    } while (0)
+
+#define NUMBER_GETTER(function, type, key)                                                         \
+    nvmlReturn_t function(nvmlDevice_t device, type *value) {                                      \
+        long long number;                                                                          \
+        BEGIN(device);                                                                             \
+        TRY(standin_number(device, key, &number));                                                 \
+        *value = (type)number;                                                                     \
+        return NVML_SUCCESS;                                                                       \
+    }
 
 typedef struct {
     unsigned pid;
@@ -50,17 +76,26 @@ typedef struct {
 } process_t;
 
 typedef struct {
+    char key[16];
+    long long n[ROW_VALUES];
+} row_t;
+
+typedef struct {
     char uuid[TEXT_SIZE];
     bool has[N_COUNT];
     long long number[N_COUNT];
     char text[T_COUNT][TEXT_SIZE];
     process_t *processes;
     size_t process_count;
+    row_t *rows;
+    size_t row_count;
 } gpu_t;
 
-/* A handle stays valid for a card as long as the library is loaded, as its uuid does. */
+/* A handle stays valid for a card as long as the library is loaded, as its uuid does. That of a MIG
+ * device has the uuid of its card, whose faults are its own. */
 struct nvmlDevice_st {
     char uuid[TEXT_SIZE];
+    int mig;
 };
 
 /* The path of one file of the state; false when there is no directory or no room. */
@@ -77,6 +112,18 @@ nvmlReturn_t standin_field_fault(unsigned id, nvmlDevice_t device);
 
 /* Whether a write is to be taken for success without having an effect. */
 bool standin_ignores(const char *function, nvmlDevice_t device);
+
+bool rows_know(const char *key);
+void rows_add(gpu_t *gpu, const char *key, const char *line);
+nvmlReturn_t rows_copy(const gpu_t *gpu, const char *key, row_t **out, unsigned *count);
+
+/* The rows of a card under one key, for the caller to free. */
+nvmlReturn_t standin_rows(nvmlDevice_t device, const char *key, row_t **rows, unsigned *count);
+
+/* A field of links; false when it is none. */
+bool parts_field(nvmlDevice_t device, nvmlFieldValue_t *value);
+nvmlReturn_t parts_mig_row(nvmlDevice_t device, row_t *row);
+nvmlDevice_t standin_mig_handle(nvmlDevice_t device, unsigned index);
 
 nvmlReturn_t standin_number(nvmlDevice_t device, number_key key, long long *value);
 nvmlReturn_t standin_text(nvmlDevice_t device, text_key key, char *out, unsigned size);
