@@ -25,6 +25,7 @@ from remediator import (
 from remediator.clock import Clock, SystemClock
 from remediator.config import Config, ServiceConfig
 from remediator.config.secrets import read_or_create_key
+from remediator.config.windows import check_playbooks
 from remediator.counters import Counters
 from remediator.engine.evaluator import Evaluator
 from remediator.engine.executor import Executor
@@ -173,6 +174,7 @@ def build(config: Config, clock: Clock, store: Store) -> Remediator:
     """
     world = build_world(config, store, clock)
     books = load_playbooks(config.playbooks)
+    check_playbooks(config.windows, tuple(books.by_name))
     counters = Counters()
     evaluator = Evaluator(world, books, counters)
     executor = Executor(world, books, counters)

@@ -124,7 +124,7 @@ class Intake:
             and last is not None
             and last.ended_at is not None
             and alert.starts_at <= last.ended_at
-            and now - last.last_seen < LATE_SECONDS
+            and 0 <= now - last.last_seen < LATE_SECONDS
         ):
             return 0
         episode = tx.episodes.open(alert, last.number + 1 if last else 1, now)

@@ -122,6 +122,11 @@ class Playbook:
         """Whether its first rung is the safe direction."""
         return bool(self.rungs) and self.rungs[0].safe
 
+    @property
+    def only_unloads(self) -> bool:
+        """Whether it interrupts nothing and works on every service alike."""
+        return all(rung.on_all_services and not rung.destructive for rung in self.rungs)
+
 
 @dataclass(frozen=True)
 class PlannedStep:

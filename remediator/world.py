@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from remediator.clock import Clock
 from remediator.config import Config, ServiceConfig
+from remediator.engine.ages import Ages
 from remediator.exporter_client import GpuReader
 from remediator.exporter_release import NoRelease, Release
 from remediator.gpu_control import GpuControl
@@ -79,6 +80,7 @@ class World:
     card_reset: CardReset = field(default_factory=lambda: NoReset("no reset is configured"))
     release: Release = field(default_factory=NoRelease)
     progress: ProgressLog = field(default_factory=ProgressLog)
+    ages: Ages = field(default_factory=Ages)
 
     def services_on(self, uuid: str) -> tuple[Service, ...]:
         """The configured services that use this card, by name."""

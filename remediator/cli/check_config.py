@@ -8,6 +8,8 @@ from remediator.app import build_world
 from remediator.clock import SystemClock
 from remediator.config import Config
 from remediator.config.model import Permission
+from remediator.config.windows import check_playbooks
+from remediator.helper.client import DEFAULT_SOCKET
 from remediator.playbooks import Playbooks, Stage, stage_name
 from remediator.playbooks import load as load_playbooks
 from remediator.web.auth import load_tokens
@@ -22,6 +24,7 @@ def check_config(config: Config) -> int:
     world = build_world(config, _NoStore(), SystemClock())  # type: ignore[arg-type]
     print(
         f"mode {config.mode}; allowed: {', '.join(config.allow) or 'nothing that interrupts a service'}"
+    check_playbooks(config.windows, tuple(books.by_name))
     )
     ours = config.gpus.inventory
     cards = ours if ours == "auto" else ", ".join(ours) or "none"

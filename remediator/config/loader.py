@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import yaml
+from remediator.config import doors, windows
 
 from remediator.config.model import Config
 from remediator.config.strict import build
@@ -30,11 +31,27 @@ _NEVER_ZERO = (
     "canary_timeout",
     "approval_expires",
     "stalled_after",
+_INT = re.compile(r"[-+]?(?:0b[01_]+|0x[0-9a-fA-F_]+|0[0-7_]*|[1-9][0-9_]*)$")
+_TIME = "tag:yaml.org,2002:timestamp"
+
+
 )
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which no key may stand twice: one of the two would be dropped in silence."""
+    """YAML in which no key may stand twice: one of the two would be dropped in silence.
+
+    A time is text: YAML 1.1 would read 22:00 as the number 1320, and a date without its offset.
+    """
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's name for it
+        first: [
+            (tag, _INT if tag.endswith(":int") else pattern)
+            for tag, pattern in known
+            if tag != _TIME
+        ]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """The mapping of `node`."""
@@ -103,6 +120,8 @@ def _check(config: Config) -> None:
         raise ConfigError(
             f"web.listen_address {config.web.listen_address} can be reached from other machines: "
             "set web.tokens.webhook to a file with a token, or listen on 127.0.0.1"
+    _check_uuids(config.gpus.opted_out, "gpus.opted_out")
+    windows.check(config.windows, names)
         )
     _check_url(config.exporter.url, "exporter.url")
     for i, url in enumerate(config.alertmanager.urls):
@@ -119,6 +138,8 @@ def _check(config: Config) -> None:
             raise ConfigError(f"services: two services are called {name!r}")
     for service in config.services:
         _check_url(service.endpoint, f"services.{service.name}.endpoint")
+    if not 0 < config.limits.breaker_relapse_window <= 86400:
+        raise ConfigError("limits.breaker_relapse_window must be between 1s and 1d")
         if isinstance(service.gpus, tuple):
             _check_uuids(service.gpus, f"services.{service.name}.gpus")
     _check_numbers(config)

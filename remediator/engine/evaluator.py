@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from remediator.clock import boot_id
 from remediator.config.model import Mode
 from remediator.counters import Counters
-from remediator.engine.gathering import Gathered, gather, supersede
+from remediator.engine.gathering import Gathered, gather, opted_out, supersede
 from remediator.engine.recording import record_decision
 from remediator.errors import NoEvidence
 from remediator.inventory import kind_of, resolve
@@ -97,8 +97,11 @@ class Evaluator:
             return Considered(_not_ours(kind), playbook.name, target)
         services = self._services(target)
         control = self._world.control.name
+        if playbook.safe or playbook.only_unloads:
+            # What is opted out keeps nothing from the others.
+            services = self._not_opted_out(services) or services
         plan = make_plan(playbook, target, services, control=control)
-        gathered = self._gather(episode, playbook, target)
+        gathered = self._gather(episode, playbook, target, plan)
         refusal = gates.decide(gathered.given)
         if refusal is not None and refusal.reason == "duplicate" and not episode.acted:
             # The other alert may end before this one: then this is no longer the same fault.
@@ -108,6 +111,8 @@ class Evaluator:
         finding = playbook.evidence.read(self._world, target)
         if finding.services:
             plan = make_plan(playbook, target, services, finding.services, control=control)
+            gathered = self._gather(episode, playbook, target, plan)
+            refusal = gates.decide(gathered.given)
         pre_empts = playbook.safe and refusal is not None and refusal.reason == "target_busy"
         if refusal is not None and finding.state == "present" and not pre_empts:
             if refusal.reason == "target_busy" and self._is_being_started(target):
@@ -126,6 +131,10 @@ class Evaluator:
             return resolve(self._world, kind, episode.labels)
         except NoEvidence:
             return NO_TARGET
+
+    def _not_opted_out(self, services: tuple[Service, ...]) -> tuple[Service, ...]:
+        out = opted_out(self._world.config)
+        return tuple(service for service in services if f"service:{service.name}" not in out)
 
     def _services(self, target: Target) -> tuple[Service, ...]:
         if target.kind == "gpu":
@@ -192,6 +201,7 @@ class Evaluator:
         episode: Episode,
         playbook: Playbook,
         target: Target,
+        plan: Plan,
     ) -> Gathered:
         first = playbook.rungs[0] if playbook.rungs else None
         with self._world.store.reading() as tx:
@@ -211,6 +221,7 @@ class Evaluator:
             acted=acted,
             busy=busy,
             safe=playbook.safe,
+            steps=tuple(step for step in plan.steps if step.rung == 0),
         )
 
     def _is_being_started(self, target: Target) -> bool:

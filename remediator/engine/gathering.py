@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from remediator.config import Config
 from remediator.config.model import Mode, Permission
-from remediator.playbooks import Playbook
+from remediator.engine.kill_switch import why_pulled
+from remediator.playbooks import PlannedStep, Playbook
 from remediator.policy import breaker, gates
+from remediator.policy.windows import ANY_GPU
 from remediator.store import Draft, Run, Transaction
 from remediator.targets import Target
 from remediator.world import World
 
 PAUSED = "paused"
 BREAKER = "breaker"
-BREAKER_CLOSED_AT = "breaker_closed_at"
+BREAKER_CLOSED_AFTER = "breaker_closed_after_run"
 _DAY = 86400.0
 
 
@@ -69,19 +72,25 @@ def gather(
     busy: Sequence[Run],
     safe: bool = False,
     asking: int | None = None,
+    steps: Sequence[PlannedStep] = (),
 ) -> Gathered:
     """Read everything that the gates need; writes nothing.
 
     A run that asks before a step (`asking`) is not part of its own past. A stop for heat (`safe`)
-    is kept back by nothing but a storm of stops: so many hot cards at once are a broken sensor.
+    is kept back by no budget but a storm of stops: so many hot cards at once are a broken sensor.
+    `steps` are those that would be done.
     """
     now = world.clock.now()
     with world.store.reading() as tx:
-        past = tuple(_past(run) for run in tx.runs.recent(now - _DAY) if run.id != asking)
+        runs = tx.runs.recent(world.ages.since(_DAY, world.clock))
         paused, opened = tx.get_meta(PAUSED), tx.get_meta(BREAKER)
-        closed_at = float(tx.get_meta(BREAKER_CLOSED_AT) or 0.0)
+        closed_after = int(tx.get_meta(BREAKER_CLOSED_AFTER) or 0)
+    dated = [(run.id, _past(world, run)) for run in runs]
+    dated = [(number, run) for number, run in dated if number != asking]
+    past = tuple(run for _, run in dated)
+    # By number, not by time: the clock may have been set since.
+    counted = [run for number, run in dated if number > closed_after]
     trip = None
-    counted = [run for run in past if run.created_at > closed_at]
     if destructive and mode not in ("off", "observe"):
         if safe:
             opened = None
@@ -111,17 +120,53 @@ def gather(
         limits=world.config.limits,
         breaker_open=opened or trip,
         safe=safe,
+        killed=why_pulled(world.config.kill_switch),
+        windows=world.config.windows,
+        opted_out=opted_out(world.config),
+        touches=touched(target, steps),
+        near=_near(world, target, steps),
     )
     return Gathered(given, trip, tuple(busy) if outweighed else ())
 
 
-def _past(run: Run) -> gates.PastRun:
+def close_breaker(tx: Transaction) -> None:
+    """A person closes the breaker; what was counted before that does not open it again."""
+    tx.set_meta(BREAKER, None)
+    newest = tx.runs.latest(1)
+    tx.set_meta(BREAKER_CLOSED_AFTER, str(newest[0].id if newest else 0))
+
+
+def opted_out(config: Config) -> frozenset[str]:
+    """The keys of the targets that nothing is done to."""
+    services = {f"service:{one.name}" for one in config.services if not one.remediate}
+    return frozenset(services | {f"gpu:{uuid}" for uuid in config.gpus.opted_out})
+
+
+def touched(target: Target, steps: Sequence[PlannedStep]) -> frozenset[str]:
+    """The keys of what `steps` work on."""
+    services = {f"service:{step.service}" for step in steps if step.service}
+    return frozenset({target.key, *services} | {f"gpu:{step.gpu}" for step in steps if step.gpu})
+
+
+def _near(world: World, target: Target, steps: Sequence[PlannedStep]) -> Collection[str]:
+    """The cards of the services that would be worked on: work on a card keeps them away, too."""
+    names = {step.service for step in steps} | {target.name if target.kind == "service" else None}
+    cards: set[str] = set()
+    for service in (world.services.get(name) for name in names if name):
+        if service is not None:
+            gpus = service.config.gpus
+            cards |= {ANY_GPU} if gpus == "all" else {f"gpu:{uuid}" for uuid in gpus}
+    return cards
+
+
+def _past(world: World, run: Run) -> gates.PastRun:
+    created_at, ended_at = world.ages.dated(run, world.clock)
     return gates.PastRun(
         playbook=run.playbook,
         target=run.target.key,
         destructive=run.destructive,
         outcome=run.state,
-        created_at=run.created_at,
-        ended_at=run.ended_at,
+        created_at=created_at,
+        ended_at=ended_at,
         safe=run.safe,
     )

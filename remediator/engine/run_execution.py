@@ -207,7 +207,7 @@ class RunExecution:
                 raise failed
             tried = step
             if rung == books.AFTERWARDS and self._is_open(seq):
-                may_follow(self._world, playbook, self._run)
+                may_follow(self._world, playbook, self._run, step)
             # What has visibly begun is finished: half a restart is a service that is down.
             if changes_the_world(step) and self._is_open(seq) and not self._underway(seq, step):
                 if self._old_news and self._turned_out_over(playbook, plan, seq):

@@ -36,6 +36,7 @@ def may_act(world: World, playbook: Playbook, run: Run, step: PlannedStep) -> No
             busy=(),
             safe=rung.safe,
             asking=run.id,
+            steps=(step,),
         )
         decision = _said(gathered, run)
         if decision is None:
@@ -45,7 +46,8 @@ def may_act(world: World, playbook: Playbook, run: Run, step: PlannedStep) -> No
             return
     with world.store.transaction() as tx:
         gathered.trip_breaker(tx)
-    if decision.reason == "paused":
+    if decision.kind == "defer":
+        # It is only kept back for a while.
         raise RunEnded("cancelled", decision.reason, decision.sentence, by_a_gate=True)
     if step.rung > 0:
         sentence = f"{run.playbook} did not help and goes no further: {decision.sentence}"
@@ -59,8 +61,8 @@ def may_act(world: World, playbook: Playbook, run: Run, step: PlannedStep) -> No
     )
 
 
-def may_follow(world: World, playbook: Playbook, run: Run) -> None:
-    """Ask whether a pause, or a mode that acts no more, keeps back what follows a success.
+def may_follow(world: World, playbook: Playbook, run: Run, step: PlannedStep) -> None:
+    """Ask whether a pause, a window, or a mode that acts no more, keeps back what follows a success.
 
     Raises:
         RunEnded: it does.
@@ -76,6 +78,7 @@ def may_follow(world: World, playbook: Playbook, run: Run) -> None:
         acted=False,
         busy=(),
         asking=run.id,
+        steps=(step,),
     )
     decision = gates.decide_step(gathered.given)
     if decision is not None:

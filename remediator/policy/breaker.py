@@ -27,7 +27,26 @@ def why_open(now: float, past: Sequence[PastRun], asking: str, limits: Limits) -
     ]
     if len(bad) >= limits.breaker_failures:
         return f"{len(bad)} destructive runs within an hour failed or did not help"
-    return None
+    return why_relapse(now, past, asking, limits)
+
+
+def why_relapse(now: float, past: Sequence[PastRun], asking: str, limits: Limits) -> str | None:
+    """Whether what helped on `asking` did not last: it is asked for again and again; None to go on."""
+    helped = [
+        run
+        for run in past
+        if run.destructive
+        and not run.safe
+        and run.target == asking
+        and run.outcome == "succeeded"
+        and run.created_at > now - limits.breaker_relapse_window
+    ]
+    if len(helped) < limits.breaker_relapses:
+        return None
+    return (
+        f"{len(helped)} runs on {asking} within {format_duration(limits.breaker_relapse_window)} "
+        "helped, and it did not last"
+    )
 
 
 def why_storm(now: float, past: Sequence[PastRun], asking: str, limits: Limits) -> str | None:

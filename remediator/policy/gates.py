@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from remediator.config.model import Limits, Mode, Permission
+from remediator.config.windows import WindowConfig
 from remediator.durations import format_duration
+from remediator.policy import windows
 from remediator.policy.decision import Decision
 
 _ASK_AGAIN = 60.0
+_LOOK_AGAIN = 15.0
+_SOME_TIME = 300.0
 _HOUR = 3600.0
 _DAY = 86400.0
 
@@ -32,6 +36,7 @@ class GateInput:
     """Everything a gate may look at; times in Unix seconds.
 
     `safe` marks a stop for heat: the safe direction, which no budget may stand in the way of.
+    `touches` are the targets that would be worked on, `near` the cards of their services too.
     """
 
     now: float
@@ -53,6 +58,11 @@ class GateInput:
     limits: Limits
     breaker_open: str | None
     safe: bool = False
+    killed: str | None = None
+    windows: Sequence[WindowConfig] = ()
+    opted_out: Collection[str] = ()
+    touches: Collection[str] = ()
+    near: Collection[str] = ()
 
 
 Gate = Callable[[GateInput], Decision | None]
@@ -104,13 +114,57 @@ def _freshness(given: GateInput) -> Decision | None:
         "refuse",
         "stale_alert",
         f"the alert began {format_duration(age)} ago, longer than {format_duration(given.alert_max_age)}",
+        # A clock that was set wrong is set right again.
+        _SOME_TIME,
+        evidence={"age_seconds": age, "alert_max_age_seconds": given.alert_max_age},
     )
 
 
 def _paused(given: GateInput) -> Decision | None:
     if given.paused is None or given.mode == "observe":
         return None
-    return Decision("defer", "paused", f"the remediator is paused: {given.paused}", 15.0)
+    why = f"the remediator is paused: {given.paused}"
+    return Decision("defer", "paused", why, _LOOK_AGAIN, evidence={"why": given.paused})
+
+
+def _kill_switch(given: GateInput) -> Decision | None:
+    if given.killed is None or given.mode == "observe":
+        return None
+    why = f"the kill switch is pulled: {given.killed}"
+    return Decision("defer", "kill_switch", why, _LOOK_AGAIN, evidence={"why": given.killed})
+
+
+def _window(given: GateInput) -> Decision | None:
+    if given.mode == "observe":
+        return None
+    touched = {given.target, *given.touches, *given.near}
+    window = windows.closing(
+        given.windows, given.now, given.playbook, touched, stop_for_heat=given.safe
+    )
+    if window is None:
+        return None
+    left = window.until - given.now
+    return Decision(
+        "defer",
+        "maintenance_window",
+        f"the maintenance window {window.name} is open for another {format_duration(left)}",
+        # Not its whole length: the clock may be set, or the window be taken away.
+        min(left + 0.1, _ASK_AGAIN),
+        evidence={"window": window.name, "until": window.until},
+    )
+
+
+def _opted_out(given: GateInput) -> Decision | None:
+    found = sorted({given.target, *given.touches}.intersection(given.opted_out))
+    if not found:
+        return None
+    return Decision(
+        "refuse",
+        "opted_out",
+        f"{found[0]} is opted out: the configuration says that nothing is done to it",
+        _ASK_AGAIN,
+        evidence={"opted_out": found},
+    )
 
 
 def _allow(given: GateInput) -> Decision | None:
@@ -125,6 +179,7 @@ def _allow(given: GateInput) -> Decision | None:
         _ASK_AGAIN,
         # A card that needs a reset is of no use until somebody resets it.
         needs_human="gpu_reset" in given.needs,
+        evidence={"needs": list(given.needs), "allow": list(given.allow)},
     )
 
 
@@ -138,6 +193,7 @@ def _busy(given: GateInput) -> Decision | None:
             "superseded",
             f"{given.busy_with} works on {given.target} and is at least as heavy",
             2.0,
+            evidence={"by": given.busy_with},
         )
     if given.mode == "approve":
         # Nothing makes way for what only asks a person; it does when they say yes.
@@ -147,6 +203,7 @@ def _busy(given: GateInput) -> Decision | None:
         "target_busy",
         f"{given.busy_with} works on {given.target} and is asked to stop",
         0.5,
+        evidence={"by": given.busy_with},
     )
 
 
@@ -158,7 +215,8 @@ def _settling(given: GateInput) -> Decision | None:
             left = run.ended_at + given.settling_seconds - given.now
             if left > 0:
                 why = f"{given.target} settles after {run.playbook} for another {left:.0f} s"
-                return Decision("defer", "settling", why, left + 0.1)
+                evidence = {"after": run.playbook, "left_seconds": left}
+                return Decision("defer", "settling", why, left + 0.1, evidence=evidence)
     return None
 
 
@@ -176,7 +234,8 @@ def _cooldown(given: GateInput) -> Decision | None:
     why = (
         f"{given.playbook} worked on {given.target} just now; it waits {format_duration(left)} more"
     )
-    return Decision("defer", "cooldown", why, left + 0.1)
+    evidence = {"left_seconds": left, "cooldown_seconds": given.limits.cooldown}
+    return Decision("defer", "cooldown", why, left + 0.1, evidence=evidence)
 
 
 def _attempts(given: GateInput) -> Decision | None:
@@ -194,8 +253,9 @@ def _attempts(given: GateInput) -> Decision | None:
                 "attempts",
                 f"{given.playbook} tried {len(recent)} times on {given.target} within "
                 f"{format_duration(window)}; a person has to look",
-                300.0,
+                _SOME_TIME,
                 needs_human=True,
+                evidence={"runs": len(recent), "limit": count, "window_seconds": window},
             )
     return None
 
@@ -215,8 +275,9 @@ def _rate(given: GateInput) -> Decision | None:
         "refuse",
         "rate_limit",
         f"{len(recent)} destructive runs on this machine within an hour; a person has to look",
-        300.0,
+        _SOME_TIME,
         needs_human=True,
+        evidence={"runs": len(recent), "limit": given.limits.destructive_per_hour},
     )
 
 
@@ -229,6 +290,7 @@ def _breaker(given: GateInput) -> Decision | None:
         f"the breaker is open: {given.breaker_open}; `gpu-remediator resume` closes it",
         30.0,
         needs_human=True,
+        evidence={"why": given.breaker_open},
     )
 
 
@@ -241,13 +303,28 @@ def _mine(given: GateInput) -> list[PastRun]:
     return [run for run in given.past if run.target == given.target]
 
 
-STEP_GATES: tuple[Gate, ...] = (_mode, _observing, _paused, _allow, _attempts, _rate, _breaker)
+STEP_GATES: tuple[Gate, ...] = (
+    _mode,
+    _observing,
+    _allow,
+    _kill_switch,
+    _paused,
+    _window,
+    _opted_out,
+    _attempts,
+    _rate,
+    _breaker,
+)
+# Settling comes before the budgets: it is over in seconds, and a spent budget calls a person.
 GATES: tuple[Gate, ...] = (
     _mode,
+    _allow,
+    _kill_switch,
+    _paused,
+    _window,
+    _opted_out,
     _freshness,
     _duplicate,
-    _paused,
-    _allow,
     _busy,
     _settling,
     _cooldown,

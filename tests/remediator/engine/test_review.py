@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from remediator.engine.gathering import BREAKER, PAUSED
+from remediator.engine.gathering import BREAKER, PAUSED, close_breaker
 from remediator.engine.leases import LeaseKeeper
 from remediator.errors import ManagerError, ServiceTimeout
 from remediator.services import ServiceProbe
@@ -390,8 +390,6 @@ def test_two_alerts_of_one_card_from_two_jobs_are_one_fault(bench: Bench) -> Non
 
 
 def test_a_person_who_closes_the_breaker_is_obeyed(make_bench: Make) -> None:
-    from remediator.engine.gathering import BREAKER_CLOSED_AT
-
     bench = make_bench(
         services=("ollama",), limits={"breaker_failures": 1, "attempts_per_hour": 10}
     )
@@ -408,8 +406,7 @@ def test_a_person_who_closes_the_breaker_is_obeyed(make_bench: Make) -> None:
     bench.act()
     assert bench.decisions[-1] == "refuse:breaker_open"
     with bench.store.transaction() as tx:
-        tx.set_meta(BREAKER, None)
-        tx.set_meta(BREAKER_CLOSED_AT, str(bench.clock.now()))
+        close_breaker(tx)
     bench.pass_time(60)
     assert bench.runs[-1].state == "succeeded"
 
