@@ -184,7 +184,8 @@ class DeviceSampler:
         self.recovered = self.recovered or self.faulted
         self.faulted = False
         took = self._clock.monotonic() - monotonic
-        self._emit(SampleFrame(self.uuid, time, monotonic, result.sample, took, result.errors))
+        sample, errors, spans = result.sample, result.errors, result.utilization
+        self._emit(SampleFrame(self.uuid, time, monotonic, sample, took, errors, spans))
         for xid in result.xids:
             self._emit(XidFrame(self.uuid, time, xid))
             self.heard_xid()
