@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from remediator import runner
-from remediator.errors import ManagerError, NoEvidence, OutcomeUnknown
+from remediator.errors import ControlError, ManagerError, NoEvidence, OutcomeUnknown
+from remediator.helper.client import Helper
 from remediator.playbooks import Playbooks
 from remediator.world import World
 
@@ -28,7 +29,10 @@ def concerns(world: World, playbooks: Playbooks) -> Iterator[str]:
             f"{error}; until it does, no GPU alert is decided: start gpu-exporter, or correct "
             "exporter.url"
         )
-    if world.config.gpus.control == "nvml":
+    gpus = world.config.gpus
+    if gpus.control == "helper" or (gpus.control == "jetson" and gpus.helper_socket):
+        yield from _helper(world, playbooks)
+    if gpus.control == "nvml":
         yield from _nvml(world, playbooks)
     if "gpu_reset" in world.config.allow:
         yield from _reset(world)
@@ -42,10 +46,10 @@ def _reset(world: World) -> Iterator[str]:
         )
     if world.config.gpus.control in ("jetson", "none"):
         yield f"allow has gpu_reset, but gpus.control {world.config.gpus.control} can reset no card"
-    elif world.config.gpus.control != "simulated" and os.geteuid() != 0:
+    elif world.config.gpus.control not in ("simulated", "helper") and os.geteuid() != 0:
         yield (
-            "allow has gpu_reset, but this does not run as root (under systemd gpu-reset.conf sees "
-            "to that): every reset will be refused"
+            "allow has gpu_reset, but this does not run as root: every reset will be refused; let "
+            "the helper do them (gpus.control helper)"
         )
 
 
@@ -55,12 +59,35 @@ def _nvml(world: World, playbooks: Playbooks) -> Iterator[str]:
             "gpus.control is nvml, but the driver library libnvidia-ml.so.1 cannot be loaded: no "
             "power limit can be set; install the NVIDIA driver, or set gpus.control"
         )
-    modes = {playbook.mode or world.config.mode for playbook in playbooks.by_name.values()}
-    if modes & {"approve", "auto"} and not _privileged():
+    if _acts(world, playbooks) and not _privileged():
         yield (
-            "gpus.control is nvml, but this runs neither as root nor with CAP_SYS_ADMIN (under "
-            "systemd power-cap.conf gives it): the driver will refuse to set a power limit"
+            "gpus.control is nvml, but this runs neither as root nor with CAP_SYS_ADMIN: the driver "
+            "will refuse to set a power limit; let the helper do it (gpus.control helper)"
         )
+
+
+def _helper(world: World, playbooks: Playbooks) -> Iterator[str]:
+    gpus = world.config.gpus
+    needed = set()
+    if _acts(world, playbooks):
+        needed.add("jetson" if gpus.control == "jetson" else "power_limit")
+    if "gpu_reset" in world.config.allow and gpus.control == "helper":
+        needed.add("reset")
+    if not needed:
+        return
+    try:
+        allowed = Helper(gpus.helper_socket, gpus.timeout).about().get("allow", ())
+    except ControlError as error:
+        yield f"{error}; until it does, no card is written to"
+        return
+    for permission in sorted(needed.difference(allowed)):
+        yield f"the helper will refuse: allow in its helper.yml lacks {permission}"
+
+
+def _acts(world: World, playbooks: Playbooks) -> bool:
+    """Whether anything is ever done."""
+    modes = {playbook.mode or world.config.mode for playbook in playbooks.by_name.values()}
+    return bool(modes & {"approve", "auto"})
 
 
 def _privileged() -> bool:

@@ -29,6 +29,7 @@ from remediator.clock import SystemClock
 from remediator.config import Config, load
 from remediator.config.strict import Seconds
 from remediator.durations import parse_duration
+from remediator.helper.policy import Policy
 from remediator.playbooks import PlaybookBlock, RungBlock
 from remediator.policy.decision import GATE_REASONS, KINDS
 from remediator.store.rows import OUTCOMES, IncidentState, RunState, StepState
@@ -158,6 +159,11 @@ def application(shipped: Path) -> Iterator[Any]:
 
 def test_every_key_of_remediator_yml_is_there_with_its_default() -> None:
     assert wrong_keys(Config, text("configuration.md")) == []
+
+
+def test_every_key_of_helper_yml_is_there_with_its_default() -> None:
+    page = section(text("configuration.md"), "The helper's file")
+    assert wrong_keys(Policy, page) == []
 
 
 def test_every_key_of_a_playbook_is_there_with_its_default() -> None:

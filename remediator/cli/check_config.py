@@ -8,6 +8,7 @@ from remediator.app import build_world
 from remediator.clock import SystemClock
 from remediator.config import Config
 from remediator.config.model import Permission
+from remediator.helper.client import DEFAULT_SOCKET
 from remediator.config.windows import check_playbooks
 from remediator.helper.client import DEFAULT_SOCKET
 from remediator.playbooks import Playbooks, Stage, stage_name
@@ -29,6 +30,7 @@ def check_config(config: Config) -> int:
     ours = config.gpus.inventory
     cards = ours if ours == "auto" else ", ".join(ours) or "none"
     print(f"GPUs: {cards}, written by {config.gpus.control}")
+    _print_helper(config)
     for service in world.services.values():
         gpus = service.config.gpus
         on = gpus if gpus == "all" else ", ".join(gpus) or "no GPU"
@@ -41,6 +43,16 @@ def check_config(config: Config) -> int:
     _print_playbooks(config, books, world)
     print("the configuration is good")
     return 0
+
+
+def _print_helper(config: Config) -> None:
+    gpus = config.gpus
+    if gpus.control != "helper" and not (gpus.control == "jetson" and gpus.helper_socket):
+        return
+    socket = gpus.helper_socket or DEFAULT_SOCKET
+    print(f"the helper listens on {socket}; what it may do its own helper.yml says")
+    if not socket.is_socket():
+        print(f"note: {socket} is not here: no card is written to until the helper is started")
 
 
 def _print_playbooks(config: Config, books: Playbooks, world: World) -> None:

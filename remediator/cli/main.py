@@ -19,6 +19,7 @@ from remediator.config import Config, load
 from remediator.durations import parse_moment
 from remediator.errors import RemediatorError
 from remediator.helper.command import add_arguments as add_helper_arguments
+from remediator.helper.command import add_arguments as add_helper_arguments
 
 _PREFIX = "GPU_REMEDIATOR_"
 
@@ -27,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 when it did what was asked, 1 when not, 2 for a wrong call."""
     parser = _parser()
     arguments = parser.parse_args(argv)
+    if arguments.command == "helper":
+        _become_the_helper(sys.argv[1:] if argv is None else argv)
     if arguments.command == "helper":
         _become_the_helper(sys.argv[1:] if argv is None else argv)
     # argparse does not check a default against the choices, and ours may come from outside.
@@ -49,6 +52,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return status
+
+
+def _become_the_helper(argv: Sequence[str]) -> None:
+    """It runs as root: nothing stays loaded that only the other commands need."""
+    words = argv[list(argv).index("helper") + 1 :]
+    program = [sys.executable, "-P", "-m", "remediator.helper"]
+    os.execv(program[0], [*program, *words])  # noqa: S606 - an argv list
 
 
 def _become_the_helper(argv: Sequence[str]) -> None:
@@ -156,6 +166,8 @@ def _parser() -> argparse.ArgumentParser:
         "service", metavar="SERVICE"
     )
     command("resume", "end a pause and close the breaker")
+    text = "do, as root and for one user, what needs root"
+    add_helper_arguments(commands.add_parser("helper", help=text, description=text))
     text = "do, as root and for one user, what needs root"
     add_helper_arguments(commands.add_parser("helper", help=text, description=text))
     return parser

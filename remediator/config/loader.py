@@ -71,6 +71,19 @@ def load(path: Path, listen_address: str | None = None) -> Config:
     Raises:
         ConfigError: the file cannot be read or says something that is not allowed.
     """
+    config = build(Config, read_yaml(path), "")
+    if listen_address:
+        config = replace(config, web=replace(config.web, listen_address=listen_address))
+    _check(config)
+    return config
+
+
+def read_yaml(path: Path) -> Any:
+    """What the YAML file at `path` holds.
+
+    Raises:
+        ConfigError: the file cannot be read, or a key stands twice in it.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -81,15 +94,10 @@ def load(path: Path, listen_address: str | None = None) -> Config:
     except UnicodeDecodeError:
         raise ConfigError(f"the configuration {path} is not UTF-8 text") from None
     try:
-        raw = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         # A parser's message has several lines; ours are one.
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    config = build(Config, raw, "")
-    if listen_address:
-        config = replace(config, web=replace(config.web, listen_address=listen_address))
-    _check(config)
-    return config
 
 
 def host_and_port(text: str) -> tuple[str, int]:
@@ -128,6 +136,8 @@ def _check(config: Config) -> None:
         _check_url(url, f"alertmanager.urls[{i}]")
     if config.gpus.control == "simulated":
         _check_url(config.gpus.simulator_url, "gpus.simulator_url")
+    if config.gpus.helper_socket is not None and not config.gpus.helper_socket.is_absolute():
+        raise ConfigError("gpus.helper_socket must be an absolute path")
     if isinstance(config.gpus.inventory, tuple):
         _check_uuids(config.gpus.inventory, "gpus.inventory")
     names = [service.name for service in config.services]

@@ -8,7 +8,7 @@ from collections import Counter
 from remediator.counters import Counters
 from remediator.durations import format_duration
 from remediator.errors import ControlError, NoEvidence, RemediatorError, StorageError
-from remediator.gpu_control.base import ROUNDING, knob_named
+from remediator.gpu_control.base import ROUNDING, knob_named, reach_the_same
 from remediator.gpu_control.jetson import control_of
 from remediator.policy import undo
 from remediator.readings import GpuReading
@@ -132,7 +132,7 @@ class LeaseKeeper:
 
     def _restore(self, lease: Lease, why: str) -> None:
         control = self._world.control
-        if control.name != lease.control:
+        if not reach_the_same(control.name, lease.control):
             self._complain(
                 lease,
                 f"the cap was set by the control {lease.control!r}, now it is {control.name!r}",

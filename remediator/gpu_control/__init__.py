@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from remediator.config import GpuConfig
+import importlib
+from typing import TYPE_CHECKING
+
 from remediator.gpu_control.base import GpuControl, NoControl, PowerState
-from remediator.gpu_control.jetson import JetsonControl
-from remediator.gpu_control.nvidia_smi import NvidiaSmiControl
-from remediator.gpu_control.nvml import NvmlControl
-from remediator.gpu_control.simulated import SimulatedControl
+
+if TYPE_CHECKING:
+    from remediator.config import GpuConfig
 
 __all__ = ["GpuControl", "NoControl", "PowerState", "create"]
 
@@ -18,12 +19,9 @@ def create(config: GpuConfig) -> GpuControl:
     Raises:
         ConfigError: it cannot work as configured.
     """
-    if config.control == "simulated":
-        return SimulatedControl(config.simulator_url, config.timeout)
-    if config.control == "nvml":
-        return NvmlControl(config.timeout)
-    if config.control == "jetson":
-        return JetsonControl(config.timeout)
-    if config.control == "nvidia-smi":
-        return NvidiaSmiControl(config.nvidia_smi, config.timeout)
-    return NoControl()
+    if config.control == "none":
+        return NoControl()
+    # Only the one that is used: a call to the driver is a process, which loads this package, too.
+    module = importlib.import_module(f"{__name__}.{config.control.replace('-', '_')}")
+    control: GpuControl = module.create(config)
+    return control

@@ -41,6 +41,15 @@ def knob_named(name: str) -> Knob:
     return _KNOBS[name]
 
 
+# They turn the same knobs of the same cards, so one can undo what another has done.
+_REAL = frozenset(("nvml", "nvidia-smi", "helper"))
+
+
+def reach_the_same(control: str, other: str) -> bool:
+    """Whether two controls, by name, write to the same cards."""
+    return control == other or {control, other} <= _REAL
+
+
 @dataclass(frozen=True)
 class PowerState:
     """Where a card's knob stands and between what it may stand: milliwatts of its power limit."""

@@ -13,14 +13,33 @@ import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from remediator import runner
 from remediator.errors import ControlError, ManagerError, OutcomeUnknown
 from remediator.gpu_control.base import FAN, FrequencyState, GpuControl, Knob, PowerState
+from remediator.helper.client import Helper
+
+if TYPE_CHECKING:
+    from remediator.config import GpuConfig
 
 _MODULE = "remediator.gpu_control.jetson_call"
 _UUID = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{2,63}")
+
+
+# What the helper calls the verbs of `jetson_call`.
+_OF_THE_HELPER = {
+    "read": "clock",
+    "write": "set_clock",
+    "fan": "fan",
+    "fan-write": "set_fan",
+}
+
+
+def create(config: GpuConfig) -> JetsonControl:
+    """The control of the configuration: by itself, or through the helper where its socket is named."""
+    socket = config.helper_socket
+    return JetsonControl(config.timeout, helper=Helper(socket, config.timeout) if socket else None)
 
 
 @dataclass(frozen=True)
@@ -38,15 +57,19 @@ class FanState(PowerState):
 class JetsonControl:
     """GPU control through `python -m remediator.gpu_control.jetson_call`.
 
-    Each call is a process of its own: a kernel call that never returns costs that one only.
+    Each call is a process of its own: a kernel call that never returns costs that one only. With a
+    `helper` it is the helper that makes the call.
     """
 
     name = "jetson"
 
-    def __init__(self, timeout: float, root: Path = Path("/")) -> None:
+    def __init__(
+        self, timeout: float, root: Path = Path("/"), *, helper: Helper | None = None
+    ) -> None:
         """`root` is where `sys/class/devfreq` is; a test gives a recorded tree."""
         self._timeout = timeout
         self._root = root
+        self._helper = helper
 
     def power(self, uuid: str) -> FrequencyState:
         """Where the highest clock of the only GPU stands, and its steps, in hertz."""
@@ -62,7 +85,9 @@ class JetsonControl:
         self.call(uuid, "write", str(hertz))
 
     def describe_set_power_limit(self, uuid: str, hertz: int) -> str:
-        """The argv that would be run, and for which card."""
+        """The argv that would be run or what the helper would be asked for, and for which card."""
+        if self._helper is not None:
+            return f"the helper at {self._helper.path}: set_clock {uuid} {hertz} Hz"
         return f"{' '.join(self._argv('write', str(hertz)))} (for {uuid})"
 
     def _argv(self, verb: str, *arguments: str) -> list[str]:
@@ -79,6 +104,8 @@ class JetsonControl:
         # A Jetson has one GPU, so its uuid chooses nothing here; text that is none is refused.
         if not _UUID.fullmatch(uuid):
             raise ControlError(f"{uuid!r} is not a GPU uuid")
+        if self._helper is not None:
+            return self._helper.ask(_OF_THE_HELPER[verb], uuid, *map(int, arguments))
         try:
             result = runner.run(self._argv(verb, *arguments), timeout=self._timeout)
         except ManagerError as error:

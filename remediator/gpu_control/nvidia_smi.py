@@ -7,16 +7,25 @@ every write is read back.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from remediator.errors import ControlError, OutcomeUnknown
 from remediator.gpu_control.base import PowerState
 from remediator.nvidia_smi import NvidiaSmi, sentence, words
+
+if TYPE_CHECKING:
+    from remediator.config import GpuConfig
 
 _FIELDS = ("power.limit", "power.default_limit", "power.min_limit", "power.max_limit")
 # With these nothing was written; with any other it may have been.
 _REFUSALS = (2, 3, 4, 6, 8, 9, 12, 13)
 # The driver may round a limit; the same half watt as for the undo.
 _ROUNDING_MILLIWATTS = 500
+
+
+def create(config: GpuConfig) -> NvidiaSmiControl:
+    """The control of the configuration."""
+    return NvidiaSmiControl(config.nvidia_smi, config.timeout)
 
 
 class NvidiaSmiControl:

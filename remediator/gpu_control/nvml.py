@@ -8,13 +8,21 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from remediator import runner
 from remediator.errors import ControlError, ManagerError, OutcomeUnknown
 from remediator.gpu_control.base import PowerState
 
+if TYPE_CHECKING:
+    from remediator.config import GpuConfig
+
 _MODULE = "remediator.gpu_control.nvml_call"
+
+
+def create(config: GpuConfig) -> NvmlControl:
+    """The control of the configuration."""
+    return NvmlControl(config.timeout)
 
 
 class NvmlControl:
@@ -36,6 +44,18 @@ class NvmlControl:
     def set_power_limit(self, uuid: str, milliwatts: int) -> None:
         """Set the power management limit."""
         self._call("set-power-limit", uuid, str(milliwatts))
+
+    def uuids(self) -> tuple[str, ...]:
+        """The cards that the driver reports.
+
+        Raises:
+            ControlError: it did not answer.
+        """
+        try:
+            raw = self._call("list")
+        except OutcomeUnknown as error:
+            raise ControlError(str(error)) from None
+        return tuple(raw["uuids"])
 
     def describe_set_power_limit(self, uuid: str, milliwatts: int) -> str:
         """The argv that would be run."""

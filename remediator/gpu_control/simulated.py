@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from remediator import http
 from remediator.errors import ControlError, OutcomeUnknown, ServiceError, ServiceRefused
 from remediator.gpu_control.base import PowerState
+
+if TYPE_CHECKING:
+    from remediator.config import GpuConfig
+
+
+def create(config: GpuConfig) -> SimulatedControl:
+    """The control of the configuration."""
+    return SimulatedControl(config.simulator_url, config.timeout)
 
 
 class SimulatedControl:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from remediator.config import GpuConfig
+import importlib
+from typing import TYPE_CHECKING
+
 from remediator.gpu_reset.base import CardReset, Check, Client, NoReset
-from remediator.gpu_reset.nvidia_smi import NvidiaSmiReset
-from remediator.gpu_reset.simulated import SimulatedReset
+
+if TYPE_CHECKING:
+    from remediator.config import GpuConfig
 
 __all__ = ["CardReset", "Check", "Client", "NoReset", "create"]
+
+_BY_CONTROL = {
+    "simulated": "simulated",
+    "nvml": "nvidia_smi",
+    "nvidia-smi": "nvidia_smi",
+    "helper": "helper",
+}
 
 
 def create(config: GpuConfig) -> CardReset:
@@ -16,12 +26,10 @@ def create(config: GpuConfig) -> CardReset:
     Raises:
         ConfigError: it cannot work as configured.
     """
-    if config.control == "simulated":
-        return SimulatedReset(config.simulator_url, config.timeout)
-    if config.control in ("nvml", "nvidia-smi"):
-        return NvidiaSmiReset(
-            config.nvidia_smi, config.timeout, allow_consumer=config.reset_allow_consumer
-        )
     if config.control == "jetson":
         return NoReset("the GPU of a Jetson cannot be reset by itself: reboot it")
-    return NoReset("gpus.control is none: nothing may be done to a card")
+    if config.control not in _BY_CONTROL:
+        return NoReset("gpus.control is none: nothing may be done to a card")
+    module = importlib.import_module(f"{__name__}.{_BY_CONTROL[config.control]}")
+    reset: CardReset = module.create(config)
+    return reset

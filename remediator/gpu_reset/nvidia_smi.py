@@ -10,11 +10,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from remediator.errors import ControlError, OutcomeUnknown
 from remediator.gpu_reset import device_files
 from remediator.gpu_reset.base import Check, Client
 from remediator.nvidia_smi import NvidiaSmi, sentence, words
+
+if TYPE_CHECKING:
+    from remediator.config import GpuConfig
 
 _FIELDS = ("name", "mig.mode.current", "display_active")
 # With these nothing was reset.
@@ -22,6 +26,17 @@ _REFUSALS = (2, 3, 4, 6, 9, 12, 13, 15)
 # What it says with 255 when it has not begun.
 _NOT_BEGUN = ("in use by", "primary gpu", "not supported", "insufficient permission")
 _CONFIRMED = "successfully reset"
+
+
+def create(config: GpuConfig) -> NvidiaSmiReset:
+    """The reset of the configuration.
+
+    Raises:
+        ConfigError: `gpus.nvidia_smi` is no absolute path.
+    """
+    return NvidiaSmiReset(
+        config.nvidia_smi, config.timeout, allow_consumer=config.reset_allow_consumer
+    )
 
 
 class NvidiaSmiReset:

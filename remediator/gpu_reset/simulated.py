@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from remediator import http
 from remediator.errors import ControlError, OutcomeUnknown, ServiceError, ServiceRefused
 from remediator.gpu_reset.base import Check, Client
+
+if TYPE_CHECKING:
+    from remediator.config import GpuConfig
+
+
+def create(config: GpuConfig) -> SimulatedReset:
+    """The reset of the configuration."""
+    return SimulatedReset(config.simulator_url, config.timeout)
 
 
 class SimulatedReset:

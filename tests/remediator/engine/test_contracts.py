@@ -43,7 +43,7 @@ MANAGERS: dict[str, dict[str, Any]] = {
     "supervisord": {"url": "unix:///no/such/socket", "process": "ollama"},
     "systemd": {"unit": "ollama.service", "systemctl": "/bin/false"},
 }
-CONTROLS = ("nvml", "nvidia-smi", "jetson", "simulated", "none")
+CONTROLS = ("nvml", "nvidia-smi", "jetson", "helper", "simulated", "none")
 PERMISSIONS = (None, "service_restart", "service_stop", "gpu_reset")
 
 
