@@ -118,6 +118,12 @@ class BasicAuth:
         return hmac.digest(self._secret, digests, "sha256")
 
 
+def user_of(header: str) -> str:
+    """Return the user that `Authorization` names, whatever the password; empty without one."""
+    presented = _credentials(header)
+    return "" if presented is None else presented[0].decode("utf-8", "replace")
+
+
 def _credentials(header: str) -> tuple[bytes, bytes] | None:
     scheme, _, text = header.partition(" ")
     if scheme.lower() != "basic":

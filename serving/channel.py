@@ -20,8 +20,10 @@ from enum import Enum
 from typing import Any, TypeAlias
 
 from waitress.channel import HTTPChannel
+from waitress.task import WSGITask
 
 from serving import tls as web_tls
+from serving.certificate import names
 from serving.clock import Clock
 from serving.requests import ErrorAnswer, RequestParser
 from serving.tls import TlsOffer
@@ -32,6 +34,10 @@ ChannelFactory: TypeAlias = "Callable[..., Channel | None]"
 # A record of TLS has at most 16 KiB. Reading less would leave a rest that no poll announces.
 _RECORD_BYTES = 32768
 _PLAIN_HTTP = b"HTTP/1.0 400 Bad Request\r\n\r\nThis port speaks HTTPS.\n"
+
+
+CLIENT_NAMES = "serving.client_names"
+"""Key of the WSGI environment: the names in the verified certificate that the client showed."""
 
 
 class Phase(Enum):
@@ -59,11 +65,23 @@ class Terms:
     allowed_sans: tuple[str, ...] = ()
 
 
+class Task(WSGITask):  # type: ignore[misc]
+    """A request that also says who asks."""
+
+    def get_environment(self) -> dict[str, Any]:
+        """The WSGI environment."""
+        environ: dict[str, Any] = super().get_environment()
+        environ[CLIENT_NAMES] = self.channel.client_names
+        return environ
+
+
 class Channel(HTTPChannel):  # type: ignore[misc]
     """One connection of plain HTTP."""
 
     parser_class = RequestParser
+    task_class = Task
     error_task_class = ErrorAnswer
+    client_names: tuple[str, ...] = ()
 
     def __init__(self, terms: Terms, *waitress_own: Any, **keywords: Any) -> None:
         self._terms = terms
@@ -209,7 +227,9 @@ class TlsChannel(Channel):
             self._refuse(error)
         else:
             self._is_greeting = False
-            if not web_tls.is_welcome(self.socket.getpeercert(), self._terms.allowed_sans):
+            certificate = self.socket.getpeercert()
+            self.client_names = names(certificate)
+            if not web_tls.is_welcome(certificate, self._terms.allowed_sans):
                 _log.debug("no TLS with %s: it is not one of client_allowed_sans", self.addr)
                 self.handle_close()
             elif self.socket.pending():

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from serving import config as web_config
 from serving import tls as web_tls
+from serving.clock import Clock, SystemClock
 from serving.config import WebConfig
 from serving.errors import ConfigError
 from serving.tls import TlsOffer
@@ -31,6 +33,22 @@ class Loaded:
     contents: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class State:
+    """What there is to watch; times are seconds since the epoch.
+
+    Attributes:
+        is_current: what the files say now is in force.
+        since: when what is in force was read.
+        certificate_expires: when the first of the server's certificates ceases to be good; None
+            without TLS.
+    """
+
+    is_current: bool
+    since: float
+    certificate_expires: float | None
+
+
 class LiveConfig:
     """Looks at the files for each request and each handshake, as exporter-toolkit does.
 
@@ -40,16 +58,29 @@ class LiveConfig:
     restart: no password any more, no TLS any more.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self,
+        path: Path,
+        check: Callable[[WebConfig], None] | None = None,
+        clock: Clock | None = None,
+    ) -> None:
         """Read it.
+
+        Args:
+            path: the file.
+            check: raises a ConfigError where what it says cannot be served here, now or later.
+            clock: says when it was read.
 
         Raises:
             ConfigError: it cannot be used.
         """
         self._path = path
+        self._check = check
+        self._clock = clock or SystemClock()
         self._lock = threading.Lock()
         self._complaint = ""
-        self._loaded = _load(path)
+        self._loaded = self._load()
+        self._since = self._clock.time()
         _warn(self._loaded.config)
 
     def current(self) -> Loaded:
@@ -63,25 +94,41 @@ class LiveConfig:
                     _log.error("%s; what was read before stays in force", error)
             return self._loaded
 
+    def state(self) -> State:
+        """Look at the files now, and say how that went; never raises."""
+        offered = self.current().tls
+        with self._lock:
+            return State(
+                is_current=not self._complaint,
+                since=self._since,
+                certificate_expires=None if offered is None else offered.expires,
+            )
+
     def _refresh(self) -> None:
         old = self._loaded
         if not self._complaint and _contents(self._path, old.config) == old.contents:
             return
-        new = _load(self._path)
+        new = self._load()
         if (new.tls is None) != (old.tls is None):
             raise ConfigError(f"{self._path}: TLS is switched on or off by a restart only")
         if old.config.users and not new.config.users:
             raise ConfigError(f"{self._path}: passwords are switched off by a restart only")
         if new.contents != old.contents or self._complaint:
             _log.info("%s and the files it names were read again", self._path)
+            self._since = self._clock.time()
         self._complaint = ""
         self._loaded = new
 
+    def _load(self) -> Loaded:
+        return _load(self._path, self._check)
 
-def _load(path: Path) -> Loaded:
+
+def _load(path: Path, check: Callable[[WebConfig], None] | None) -> Loaded:
     text = _read(path)
     try:
         config = web_config.parse(text, path.parent)
+        if check is not None:
+            check(config)
         # Before the files are used: one that changes meanwhile is seen to have changed.
         contents = _contents(path, config)
         tls = None if config.tls is None else web_tls.build(config.tls)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import ssl
 from collections.abc import Iterator, Mapping
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from serving.certificate import earliest_expiry, names
 from serving.config import CIPHER_SUITES, TlsSettings
 from serving.errors import ConfigError
 
@@ -44,10 +44,13 @@ class TlsOffer:
 
     Attributes:
         allowed_sans: names of which the client's certificate must have one; empty takes all.
+        expires: when the first of the server's certificates ceases to be good (seconds since the
+            epoch); None where it cannot be told.
     """
 
     context: ssl.SSLContext
     allowed_sans: tuple[str, ...]
+    expires: float | None
 
 
 def build(settings: TlsSettings) -> TlsOffer:
@@ -65,7 +68,7 @@ def build(settings: TlsSettings) -> TlsOffer:
     # Each connection shows its certificate anew: what was revoked does not live on in a ticket.
     context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
     context.num_tickets = 0
-    return TlsOffer(context, settings.client_allowed_sans)
+    return TlsOffer(context, settings.client_allowed_sans, _expiry(settings))
 
 
 def is_welcome(certificate: Mapping[str, Any] | None, allowed: tuple[str, ...]) -> bool:
@@ -77,17 +80,8 @@ def is_welcome(certificate: Mapping[str, Any] | None, allowed: tuple[str, ...]) 
     """
     if not allowed or not certificate:
         return True
-    names = certificate.get("subjectAltName", ())
-    return any(_name(kind, value) in allowed for kind, value in names)
-
-
-def _name(kind: str, value: str) -> str:
-    if kind != "IP Address":
-        return value
-    try:
-        return str(ipaddress.ip_address(value))
-    except ValueError:
-        return value
+    has_names = "subjectAltName" in certificate
+    return has_names and any(name in allowed for name in names(certificate))
 
 
 def _choose_versions(context: ssl.SSLContext, settings: TlsSettings) -> None:
@@ -149,6 +143,12 @@ def _load_certificate(context: ssl.SSLContext, settings: TlsSettings) -> None:
                 f"{_SECTION}: certificate and key cannot be used ({_reason(error)}); both must be "
                 "PEM, belong together, and the key have no password"
             ) from error
+
+
+def _expiry(settings: TlsSettings) -> float | None:
+    if settings.cert_file is None:
+        return earliest_expiry(settings.cert)
+    return earliest_expiry(settings.cert_file.read_text("utf-8", "replace"))
 
 
 def _choose_clients(context: ssl.SSLContext, settings: TlsSettings) -> None:

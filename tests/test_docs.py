@@ -33,7 +33,7 @@ from remediator.helper.policy import Policy
 from remediator.playbooks import PlaybookBlock, RungBlock
 from remediator.policy.decision import GATE_REASONS, KINDS
 from remediator.store.rows import OUTCOMES, IncidentState, RunState, StepState
-from remediator.web.auth import Tokens
+from remediator.web.auth import Identities, Tokens
 from simulator import faults
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -153,7 +153,7 @@ def application(shipped: Path) -> Iterator[Any]:
     """The remediator's HTTP side; nothing is started."""
     config = load(shipped)
     store = open_store(config, SystemClock())
-    yield web_application(build(config, SystemClock(), store), Tokens(**TOKENS))
+    yield web_application(build(config, SystemClock(), store), Identities(Tokens(**TOKENS)))
     store.close()
 
 

@@ -8,24 +8,26 @@ from remediator.app import build_world
 from remediator.clock import SystemClock
 from remediator.config import Config
 from remediator.config.model import Permission
-from remediator.helper.client import DEFAULT_SOCKET
 from remediator.config.windows import check_playbooks
 from remediator.helper.client import DEFAULT_SOCKET
 from remediator.playbooks import Playbooks, Stage, stage_name
 from remediator.playbooks import load as load_playbooks
-from remediator.web.auth import load_tokens
+from remediator.web.auth import load_identities
 from remediator.world import World
 
 
 def check_config(config: Config) -> int:
     """Check everything that can be checked without acting, and say what may be done to what."""
-    if load_tokens(config.web).webhook is None:
-        print("note: web.tokens.webhook is not set: every delivery is refused with 401")
+    if not load_identities(config.web).has_anybody("webhook"):
+        print(
+            "note: neither web.tokens.webhook nor web.roles.webhook is set: every delivery is "
+            "refused with 401"
+        )
     books = load_playbooks(config.playbooks)
+    check_playbooks(config.windows, tuple(books.by_name))
     world = build_world(config, _NoStore(), SystemClock())  # type: ignore[arg-type]
     print(
         f"mode {config.mode}; allowed: {', '.join(config.allow) or 'nothing that interrupts a service'}"
-    check_playbooks(config.windows, tuple(books.by_name))
     )
     ours = config.gpus.inventory
     cards = ours if ours == "auto" else ", ".join(ours) or "none"

@@ -1,4 +1,4 @@
-"""Asks the running server, with the operate token."""
+"""Asks the running server, as somebody who operates."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from remediator import http
-from remediator.config import Config
-from remediator.config.loader import host_and_port
+from remediator.config import Config, WebConfig
+from remediator.config.doors import host_and_port
 from remediator.config.secrets import read_token
 from remediator.errors import ConfigError, RemediatorError, ServiceError, ServiceRefused
+from remediator.exporter_access import access_to
+from serving import config as web_file
+from serving.errors import ServingError
 
 _TIMEOUT = 10.0
 
@@ -18,36 +21,74 @@ def ask(config: Config, method: str, path: str, body: Mapping[str, Any] | None =
     """The JSON object that the server answers.
 
     Raises:
-        ConfigError: no operate token is configured, or its file cannot be used.
+        ConfigError: nothing is configured that could show who asks, or it cannot be used.
         RemediatorError: nothing listens, something else does, or the server refuses.
     """
-    file = config.web.tokens.operate
-    if file is None:
-        raise ConfigError("web.tokens.operate is not set, so nobody may do this")
-    token = read_token(file)
-    host, port = host_and_port(config.web.listen_address)
-    host = host if host not in ("", "0.0.0.0", "::") else "127.0.0.1"  # noqa: S104 - compared only
-    url = f"http://{'[' + host + ']' if ':' in host else host}:{port}{path}"
+    url = _url(config.web)
+    access = access_to(config.web.client, "web.client", {"web.client.url": url})
+    token, shown = _token(config.web)
+    where = url.partition("://")[2]
     try:
-        reply = http.call(method, url, timeout=_TIMEOUT, body=body, token=token)
+        reply = http.call(
+            method, f"{url}{path}", timeout=_TIMEOUT, body=body, token=token, access=access
+        )
     except ServiceRefused:
-        raise RemediatorError(f"no gpu-remediator listens on {host}:{port}") from None
+        raise RemediatorError(f"no gpu-remediator listens on {where}") from None
     except ServiceError as error:
-        raise RemediatorError(f"the remediator at {host}:{port}: {error}") from None
+        hint = "; see web.client.ca_file and web.client.url" if "TLS" in str(error) else ""
+        raise RemediatorError(f"the remediator at {where}: {error}{hint}") from None
     raw = _object(reply)
     if raw is None or (reply.status >= 300 and "error" not in raw):
         raise RemediatorError(
-            f"what listens on {host}:{port} is no gpu-remediator (HTTP {reply.status}): say where "
+            f"what listens on {where} is no gpu-remediator (HTTP {reply.status}): say where "
             "it listens with web.listen_address or --web.listen-address"
         )
     if reply.status in (401, 403):
-        raise RemediatorError(
-            f"{raw['error']}; the token in {file} (web.tokens.operate) is not the one that the "
-            f"server on {host}:{port} was started with"
-        )
+        raise RemediatorError(f"{raw['error']}; {shown} is not what the server on {where} knows")
     if reply.status >= 300:
         raise RemediatorError(str(raw["error"]))
     return raw
+
+
+def _url(web: WebConfig) -> str:
+    """Where the server answers, without a path."""
+    if web.client.url:
+        return web.client.url.rstrip("/")
+    host, port = host_and_port(web.listen_address)
+    host = host if host not in ("", "0.0.0.0", "::") else "127.0.0.1"  # noqa: S104 - compared only
+    scheme = "https" if _has_tls(web) else "http"
+    return f"{scheme}://{'[' + host + ']' if ':' in host else host}:{port}"
+
+
+def _has_tls(web: WebConfig) -> bool:
+    if web.config_file is None:
+        return False
+    try:
+        text = web.config_file.read_bytes()
+        return web_file.parse(text, web.config_file.parent).tls is not None
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read web.config_file {web.config_file}: {error.strerror}; say in "
+            "web.client.url where the server is"
+        ) from None
+    except ServingError as error:
+        raise ConfigError(f"web.config_file: {web.config_file}: {error}") from None
+
+
+def _token(web: WebConfig) -> tuple[str | None, str]:
+    """The token to show, None where it is something else; and what that is, for a message."""
+    client = web.client
+    if client.username:
+        return None, f"the user {client.username} (web.client)"
+    if web.tokens.operate is not None:
+        token = read_token(web.tokens.operate)
+        return token, f"the token in {web.tokens.operate} (web.tokens.operate)"
+    if client.cert_file is not None:
+        return None, f"the certificate {client.cert_file} (web.client)"
+    raise ConfigError(
+        "web.tokens.operate is not set, nor a user or a certificate in web.client, so nobody may "
+        "do this"
+    )
 
 
 def _object(reply: http.Answer) -> dict[str, Any] | None:

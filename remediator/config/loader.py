@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,13 +9,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import yaml
-from remediator.config import doors, windows
 
+from remediator.config import doors, windows
 from remediator.config.model import Config
 from remediator.config.strict import build
 from remediator.errors import ConfigError
-from serving.address import parse_address
-from serving.errors import ConfigError as AddressError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _UUID = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{2,63}")
@@ -31,11 +28,11 @@ _NEVER_ZERO = (
     "canary_timeout",
     "approval_expires",
     "stalled_after",
+)
+
+
 _INT = re.compile(r"[-+]?(?:0b[01_]+|0x[0-9a-fA-F_]+|0[0-7_]*|[1-9][0-9_]*)$")
 _TIME = "tag:yaml.org,2002:timestamp"
-
-
-)
 
 
 class _Loader(yaml.SafeLoader):
@@ -100,37 +97,10 @@ def read_yaml(path: Path) -> Any:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
 
 
-def host_and_port(text: str) -> tuple[str, int]:
-    """Host and port of `HOST:PORT`; an empty host means every interface.
-
-    Raises:
-        ConfigError: it is not of that form.
-    """
-    try:
-        return parse_address(text)
-    except AddressError as error:
-        raise ConfigError(f"web.listen_address: {error}") from None
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a socket that listens on `host`."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def _check(config: Config) -> None:
-    host, _ = host_and_port(config.web.listen_address)
-    if not is_loopback(host) and config.web.tokens.webhook is None:
-        raise ConfigError(
-            f"web.listen_address {config.web.listen_address} can be reached from other machines: "
-            "set web.tokens.webhook to a file with a token, or listen on 127.0.0.1"
-    _check_uuids(config.gpus.opted_out, "gpus.opted_out")
-    windows.check(config.windows, names)
-        )
+    doors.check(config.web)
+    if config.web.client.url:
+        _check_url(config.web.client.url, "web.client.url")
     _check_url(config.exporter.url, "exporter.url")
     for i, url in enumerate(config.alertmanager.urls):
         _check_url(url, f"alertmanager.urls[{i}]")
@@ -148,10 +118,10 @@ def _check(config: Config) -> None:
             raise ConfigError(f"services: two services are called {name!r}")
     for service in config.services:
         _check_url(service.endpoint, f"services.{service.name}.endpoint")
-    if not 0 < config.limits.breaker_relapse_window <= 86400:
-        raise ConfigError("limits.breaker_relapse_window must be between 1s and 1d")
         if isinstance(service.gpus, tuple):
             _check_uuids(service.gpus, f"services.{service.name}.gpus")
+    _check_uuids(config.gpus.opted_out, "gpus.opted_out")
+    windows.check(config.windows, names)
     _check_numbers(config)
 
 
@@ -168,6 +138,8 @@ def _check_numbers(config: Config) -> None:
     for where, seconds in durations.items():
         if seconds <= 0:
             raise ConfigError(f"{where} must be longer than 0s")
+    if not 0 < config.limits.breaker_relapse_window <= 86400:
+        raise ConfigError("limits.breaker_relapse_window must be between 1s and 1d")
     if config.timing.cool_margin_celsius < 0:
         raise ConfigError("timing.cool_margin_celsius must not be negative")
     if config.web.max_body_bytes < 1024:

@@ -32,8 +32,8 @@ _REASONS = {
 }
 _HINTS = {
     "unauthorized": "it has no valid token; Alertmanager's credentials_file and "
-    "web.tokens.webhook must hold the same one",
-    "forbidden": "it has the token of another role than webhook",
+    "web.tokens.webhook must hold the same one, or its user or certificate be in web.roles.webhook",
+    "forbidden": "who sent it has another role than webhook",
     "too_large": "it is longer than web.max_body_bytes",
 }
 _QUIET_SECONDS = 60.0

@@ -14,7 +14,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from remediator.engine.prober import Prober
 from remediator.intake import Intake
 from remediator.web import alerts, api, page
-from remediator.web.auth import Tokens
+from remediator.web.auth import Identities
 from remediator.world import World
 
 
@@ -35,11 +35,11 @@ class Deps:
     ask_alertmanager: Callable[[], None]
 
 
-def create_app(deps: Deps, tokens: Tokens) -> Flask:
-    """The application over `deps`."""
+def create_app(deps: Deps, identities: Identities) -> Flask:
+    """The application over `deps`, for `identities`."""
     app = Flask("remediator", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = deps.world.config.web.max_body_bytes
-    app.extensions["tokens"] = tokens
+    app.extensions["identities"] = identities
     app.extensions["deps"] = deps
     app.register_blueprint(alerts.blueprint)
     app.register_blueprint(api.blueprint)

@@ -10,17 +10,25 @@ from remediator.config import WebConfig
 from remediator.errors import ConfigError
 from serving.door import open_door
 from serving.errors import ServingError
+from serving.live import LiveConfig
 from serving.server import Capacity, Server
 
 _THREADS = 6
 
 
-def listen(app: Flask, config: WebConfig, on_too_large: Callable[[str, str], None]) -> Server:
+def listen(
+    app: Flask,
+    config: WebConfig,
+    live: LiveConfig | None,
+    on_too_large: Callable[[str, str], None],
+) -> Server:
     """A server that listens; its `run()` answers.
 
     Args:
         app: what answers.
         config: where, and how long a body may be.
+        live: the web configuration file. Its users have their passwords checked in `app`, which
+            knows their roles.
         on_too_large: called with the path and the peer's address of each request whose is longer.
 
     Raises:
@@ -28,6 +36,6 @@ def listen(app: Flask, config: WebConfig, on_too_large: Callable[[str, str], Non
     """
     capacity = Capacity(_THREADS, config.max_body_bytes, on_too_large)
     try:
-        return open_door(app, config.listen_address, capacity=capacity)
+        return open_door(app, config.listen_address, live, capacity=capacity)
     except ServingError as error:
         raise ConfigError(str(error)) from None

@@ -27,7 +27,7 @@ import yaml
 from remediator.app import Remediator, build, web_application
 from remediator.config import Config, load
 from remediator.store import Store
-from remediator.web.auth import load_tokens
+from remediator.web.auth import load_identities
 
 ROOT = Path(__file__).resolve().parents[3]
 GPU = "GPU-11111111-2222-3333-4444-555555555555"
@@ -271,7 +271,7 @@ def in_process(folder: Path, **over: Any) -> Iterator[InProcess]:
     clock = FakeClock()
     store = Store(config.state_dir, KEY, clock)
     remediator = build(config, clock, store)
-    app = web_application(remediator, load_tokens(config.web))
+    app = web_application(remediator, load_identities(config.web))
     try:
         yield InProcess(config, clock, store, remediator, app)
     finally:
