@@ -183,6 +183,20 @@ _HOST = (
     ),
     _counter("gpu_exporter_worker_restarts_total", "Replacements of the worker process."),
     _gauge("gpu_exporter_workers_stuck", "Workers stuck in the driver and left alone."),
+    _gauge(
+        "gpu_exporter_web_config_last_reload_successful",
+        "1 while what --web.config.file says is in force, 0 while something older is.",
+    ),
+    _gauge(
+        "gpu_exporter_web_config_last_reload_success_timestamp_seconds",
+        "When what is in force of --web.config.file was read.",
+        "seconds",
+    ),
+    _gauge(
+        "gpu_exporter_web_certificate_expiry_timestamp_seconds",
+        "When the first of the server's certificates ceases to be good.",
+        "seconds",
+    ),
 )
 
 METRICS: dict[str, Metric] = {

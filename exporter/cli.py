@@ -8,6 +8,7 @@ import json
 import logging
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
@@ -29,6 +30,7 @@ from exporter.service import Service
 from exporter.snapshot import Snapshot
 from exporter.web import release as web_release
 from exporter.web.app import ExporterApp
+from exporter.web.config_rows import config_rows
 from serving import server
 from serving.door import open_door
 from serving.errors import ConfigError as WebConfigError
@@ -73,6 +75,8 @@ def _serve(flags: options.Flags) -> int:
     )
     _log.info("gpu-exporter %s", __version__)
     live = None if flags.web_config_file is None else LiveConfig(flags.web_config_file)
+    if live is not None:
+        service.page.add("web_config", partial(config_rows, live))
     # The release has a token of its own, in the same header.
     password = Password("gpu-exporter", frozenset({web_release.PATH}))
     try:

@@ -103,9 +103,14 @@ class Page:
         ProcessCollector(registry=self._process)
         PlatformCollector(registry=self._process)
         GCCollector(registry=self._process)
+        self._more: dict[str, Callable[[], Iterable[Row]]] = {}
         self._steady: dict[str, _Rendered] = {}
         # A scrape every few seconds would say the same again and again.
         self._logged: set[tuple[str, str]] = set()
+
+    def add(self, collector: str, read: Callable[[], Iterable[Row]]) -> None:
+        """Render also what `read` yields at each rendering; none of it belongs to a GPU."""
+        self._more[collector] = read
 
     def render(self, accept: str = "") -> tuple[bytes, str]:
         """Return the page and its content type, as the Accept header wants it."""
@@ -116,7 +121,10 @@ class Page:
         for view in snapshot.gpus:
             now.add("render", gpu_rows(view), identity(view.info))
         if self._read_host is not None:
-            now.add("host", _host(self._read_host))
+            read_host = self._read_host
+            now.add("host", _read(lambda: host_rows(read_host())))
+        for collector, read in self._more.items():
+            now.add(collector, _read(read))
         now.add("render", exporter_rows(snapshot))
         return steady + encode(_Both(now, self._process)), content_type
 
@@ -162,8 +170,9 @@ def _encoder(accept: str) -> tuple[Callable[[Collector], bytes], str]:
         return choose_encoder("")
 
 
-def _host(read: Callable[[], HostReading]) -> Iterator[Row]:
-    yield from host_rows(read())
+def _read(read: Callable[[], Iterable[Row]]) -> Iterator[Row]:
+    # Called only where a failure of it costs nothing else.
+    yield from read()
 
 
 def _family(metric: Metric) -> Family:

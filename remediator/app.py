@@ -48,6 +48,7 @@ from remediator.store.store import DATABASE, StateLock, Trail
 from remediator.web.alerts import Refusals
 from remediator.web.app import Deps, create_app
 from remediator.web.auth import Identities, load_identities
+from remediator.web.config_metrics import WebConfigCollector
 from remediator.web.server import listen
 from remediator.world import Service, World
 from serving.server import serve
@@ -217,6 +218,7 @@ def web_application(remediator: Remediator, identities: Identities) -> Flask:
     )
     registry = metrics.registry_for(collector)
     registry.register(ReconcileCollector(remediator.reconciler, remediator.counters))
+    registry.register(WebConfigCollector(identities.live))
     deps = Deps(
         world=remediator.world,
         intake=remediator.intake,

@@ -16,13 +16,25 @@ from exporter.frames import BackendFrame, FaultFrame
 from exporter.host import HostReader
 from exporter.page import Page
 from exporter.readings import BackendReason, DeviceHealth, FaultReason, ProcessUse, Sample
+from exporter.web.config_rows import config_rows
+from serving.live import State
 from tests.exporter.fakes import Bench, info
+
+
+class Served:
+    """A web configuration that is in force."""
+
+    def state(self) -> State:
+        return State(is_current=True, since=1.0, certificate_expires=2.0)
+
 
 OWN = re.compile(r"(gpu|host)_")
 
 
 def rendered(bench: Bench, accept: str = "", page: Page | None = None) -> str:
-    page = page or Page(bench.store, HostReader(["/"], bench.clock).read)
+    if page is None:
+        page = Page(bench.store, HostReader(["/"], bench.clock).read)
+        page.add("web_config", lambda: config_rows(Served()))
     return page.render(accept)[0].decode()
 
 

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
+from pathlib import Path
 
 import pytest
 
+from exporter.page import Page
+from exporter.web.config_rows import config_rows
 from exporter.web.release import ReleaseEndpoint
 from serving.config import WebConfig
 from serving.guard import Guard
-from tests.exporter.fakes import FakeClock
+from serving.live import LiveConfig
+from tests.exporter.fakes import Bench, FakeClock
 from tests.exporter.web_page import PASSWORD, application
-from tests.serving.door import HASH, Door, ask, basic, clients
+from tests.serving.door import HASH, SERVER, Door, ask, basic, clients
 
 USERS = {"alice": HASH}
+MINE = "gpu_exporter_web_"
 
 
 @pytest.mark.parametrize(
@@ -24,6 +30,24 @@ def test_every_path_needs_the_password(path) -> None:
     guard = Guard(application(), lambda: WebConfig(users=USERS), FakeClock(), PASSWORD)
     assert ask(guard, path)[0] == 401
     assert ask(guard, path, authorization=basic("alice:secret"))[0] in {200, 404}
+
+
+def test_a_scrape_tells_what_of_the_web_configuration_is_in_force(tmp_path: Path) -> None:
+    def series() -> dict[str, float]:
+        lines = page.render()[0].decode().splitlines()
+        return {n: float(v) for n, v in (one.split() for one in lines if one.startswith(MINE))}
+
+    path = tmp_path / "web.yml"
+    path.write_text(f"tls_server_config:\n{SERVER}")
+    page = Page(Bench(gpus=1).store)
+    page.add("web_config", partial(config_rows, LiveConfig(path)))
+    before = series()
+    assert before[f"{MINE}config_last_reload_successful"] == 1
+    # The certificates of the tests are good until 2120.
+    assert before[f"{MINE}certificate_expiry_timestamp_seconds"] == 4_733_510_400
+    path.write_text("tls_server_config: [")
+    after = series()
+    assert after == before | {f"{MINE}config_last_reload_successful": 0}
 
 
 def test_the_release_has_a_token_of_its_own() -> None:

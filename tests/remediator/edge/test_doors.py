@@ -129,6 +129,23 @@ def test_prometheus_and_the_probes_need_to_show_nothing(running) -> None:
         assert status(running, path, {}) == 200
 
 
+def test_a_scrape_tells_what_of_the_file_is_in_force(running, tmp_path) -> None:
+    def series() -> dict[str, float]:
+        lines = running.app.test_client().get("/metrics").text.splitlines()
+        return {n: float(v) for n, v in (one.split() for one in lines if one.startswith(mine))}
+
+    mine = "remediator_web_"
+    before = series()
+    assert before[f"{mine}config_last_reload_successful"] == 1
+    (tmp_path / "web.yml").write_text(USERS + "rate_limit: {interval: 1s, burst: 1}\n")
+    assert series() == before | {f"{mine}config_last_reload_successful": 0}
+    assert set(before) == {
+        f"{mine}config_last_reload_successful",
+        f"{mine}config_last_reload_success_timestamp_seconds",
+        f"{mine}certificate_expiry_timestamp_seconds",
+    }
+
+
 def test_while_too_many_passwords_are_checked_alertmanager_is_to_try_again(
     running, monkeypatch
 ) -> None:
