@@ -26,6 +26,8 @@ class Prober:
         # By when each was seen: by the monotonic clock, for the other one may be set.
         self._views: dict[str, tuple[float, ServiceView]] = {}
         self._remembered: dict[str, tuple[str, ...]] = {}
+        # What was last said of managers that do not answer: not again at every probe.
+        self._complaints: dict[str, str] = {}
 
     @property
     def views(self) -> dict[str, ServiceView]:
@@ -48,11 +50,7 @@ class Prober:
     def probe(self, service: Service) -> ServiceView:
         """Look once."""
         probe = service.driver.probe()
-        try:
-            status = service.manager.status()
-        except ManagerError as error:
-            log.warning("the manager does not answer service=%s error=%s", service.name, error)
-            status = None
+        status = self._status(service)
         view = ServiceView(probe, status, _up(probe, status), self._world.clock.now())
         self._views[service.name] = (self._world.clock.monotonic(), view)
         if probe.state == "ready":
@@ -61,6 +59,19 @@ class Prober:
         for watcher in self._watchers:
             watcher.saw(service, view)
         return view
+
+    def _status(self, service: Service) -> ProcessStatus | None:
+        """What the manager says, None where it does not answer; the log hears of changes only."""
+        try:
+            status = service.manager.status()
+        except ManagerError as error:
+            if self._complaints.get(service.name) != str(error):
+                self._complaints[service.name] = str(error)
+                log.warning("the manager does not answer service=%s error=%s", service.name, error)
+            return None
+        if self._complaints.pop(service.name, None) is not None:
+            log.info("the manager answers again service=%s", service.name)
+        return status
 
     def _remember(self, service: Service, models: tuple[str, ...]) -> None:
         """What was loaded when it was last well; never while a run is at work on it."""

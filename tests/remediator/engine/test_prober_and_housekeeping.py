@@ -100,6 +100,21 @@ def service_up(bench: Bench) -> float | None:
     return registry_for(collector).get_sample_value("llm_service_up", {"llm_service": "ollama"})
 
 
+def test_a_manager_that_does_not_answer_is_told_of_once_and_when_it_does_again(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "remediator.engine.prober")
+    for fails in ("no supervisord", "no supervisord", "refused", "", "", "refused"):
+        bench.managers["ollama"].fails = fails
+        probe(bench)
+    assert [record.getMessage() for record in caplog.records] == [
+        "the manager does not answer service=ollama error=no supervisord",
+        "the manager does not answer service=ollama error=refused",
+        "the manager answers again service=ollama",
+        "the manager does not answer service=ollama error=refused",
+    ]
+
+
 def test_what_was_not_seen_for_long_is_not_known_any_more(bench: Bench) -> None:
     probe(bench)
     # the default: every 5 s, and two calls of at most 3 s each
