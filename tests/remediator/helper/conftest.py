@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 from remediator.helper.desk import Desk
+from tests.remediator.drivers.conftest import install_program
 from tests.remediator.helper.support import Cards, Running, desk_of
+
+__all__ = ["install_program"]
 
 
 @pytest.fixture

@@ -140,9 +140,10 @@ class Process:
         self.log = folder / "helper.log"
         self.start()
 
-    def start(self) -> None:
-        argv = [sys.executable, "-P", "-m", "remediator", "helper", f"--socket={self.socket}"]
-        argv += [f"--config.file={self.file}", f"--state-dir={self.folder}"]
+    def start(self, *module: str) -> None:
+        argv = [sys.executable, "-P", "-m", *(module or ("remediator.helper",))]
+        argv += [f"--socket={self.socket}", f"--config.file={self.file}"]
+        argv += [f"--state-dir={self.folder}"]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(argv, env=self._env, stderr=log, cwd=self.folder)
         wait_for(self.answers)

@@ -1,0 +1,134 @@
+"""Nothing that a client says becomes part of an argv, an environment or a path, whatever it says."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remediator import runner
+from remediator.gpu_control.nvml import NvmlControl
+from remediator.helper.protocol import VERBS
+from tests.remediator.edge.test_hostile_labels import CORPUS, MARK
+from tests.remediator.helper.support import CARD, OTHER, Cards, Running, desk_of, until_end
+
+WORDS = [
+    "$(reboot)",
+    "-i",
+    "--gpu-reset",
+    "/bin/sh",
+    "../..",
+    "\x00",
+    "\n",
+    "LD_PRELOAD=x",
+    "%s",
+    "*",
+]
+NEAR = [
+    CARD[:-1],
+    CARD + "0",
+    CARD.lower(),
+    CARD + "\n",
+    " " + CARD,
+    CARD + "," + OTHER,
+    "GPU-",
+    "0",
+]
+STRINGS = [
+    *CORPUS,
+    *NEAR,
+    *(f"{MARK}{word}{MARK}{number}" for word in WORDS for number in range(40)),
+    # What looks like a card, and is none: these get as far as a uuid ever can.
+    *(f"GPU-{number:08x}-{MARK}" for number in range(60)),
+    *(f"{option}{MARK}" for option in ("x-", "A-", "0-", "GPU--", "all-")),
+]
+
+
+class Recorder:
+    """Keeps each argv and environment that a process would have been started with."""
+
+    def __init__(self) -> None:
+        self.argvs: set[tuple[str, ...]] = set()
+        self.environments: list[dict[str, str]] = []
+
+    def run(self, argv: list[str], *, timeout: float) -> runner.Result:
+        self.argvs.add(tuple(argv))
+        self.environments.append(runner.environment())
+        if argv[-1] == "list":
+            return runner.Result(0, json.dumps({"uuids": [CARD]}), "")
+        if "power" in argv:
+            limits = {"limit": 4, "default": 4, "minimum": 1, "maximum": 10**7}
+            return runner.Result(0, json.dumps(limits), "")
+        if "read" in argv:
+            return runner.Result(0, json.dumps({"limit": 1, "steps": [1]}), "")
+        return runner.Result(0, "{}", "")
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    recorder = Recorder()
+
+    def refuse(*arguments: Any, **_: Any) -> None:
+        raise AssertionError(f"a process was started: {arguments}")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    monkeypatch.setattr(runner, "run", recorder.run)
+    return recorder
+
+
+@pytest.fixture
+def real(tmp_path: Path, serve: Callable[..., Running], started: Recorder) -> Running:
+    """A helper that may do everything, with its own controls."""
+    desk = desk_of(tmp_path, Cards(), allow=("power_limit", "reset", "jetson"), nvidia_smi=tmp_path)
+    desk._power = desk._nvml = NvmlControl(10.0)  # type: ignore[assignment]
+    return serve(desk)
+
+
+def requests() -> Iterator[bytes]:
+    """Every string in every place of a request that a string can stand in."""
+    for number, text in enumerate(STRINGS):
+        verb = list(VERBS)[1 + number % (len(VERBS) - 1)]
+        key = VERBS[verb].number
+        more = {key: 7} if key else {}
+        yield json.dumps({"verb": verb, "uuid": text, **more}).encode()
+        yield json.dumps({"verb": text, "uuid": CARD}).encode()
+        yield json.dumps({"verb": "set_power_limit", "uuid": CARD, "milliwatts": text}).encode()
+        yield json.dumps({"verb": "power_limit", "uuid": CARD, text: text}).encode()
+        yield text.encode("utf-8", "surrogatepass")[:500]
+
+
+def test_the_corpus_is_large_enough() -> None:
+    assert len(set(STRINGS)) >= 500
+
+
+def test_what_is_started_is_the_same_whatever_is_said(real: Running, started: Recorder) -> None:
+    with real.raw() as one:
+        one.sendall(b'{"verb": "power_limit", "uuid": "%s"}\n' % CARD.encode())
+        assert json.loads(until_end(one))["outcome"] == "done"
+    nvml = (sys.executable, "-P", "-m", "remediator.gpu_control.nvml_call")
+    jetson = (sys.executable, "-P", "-m", "remediator.gpu_control.jetson_call", "/")
+    environment = started.environments[0]
+    answered = 0
+    for raw in requests():
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as one:
+            one.settimeout(20)
+            one.connect(str(real.socket))
+            one.sendall(raw.replace(b"\n", b"\\n") + b"\n")
+            answered += b"outcome" in until_end(one)
+    assert answered == 5 * len(STRINGS)
+    assert started.argvs <= {
+        (*nvml, "list"),
+        (*nvml, "power", CARD),
+        (*jetson, "read"),
+        (*jetson, "fan"),
+        (*jetson, "write", "7"),
+        (*jetson, "fan-write", "7"),
+    }
+    assert all(one == environment for one in started.environments)
+    assert MARK not in str(started.argvs) + str(started.environments)
