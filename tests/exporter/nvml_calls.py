@@ -13,8 +13,10 @@ import re
 import subprocess
 import sys
 import threading
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pynvml
 
@@ -22,6 +24,8 @@ from tests.nvml_standin import Driver, DriverProcess
 
 # The stand-in answers these without a look at its faults.
 NOT_INJECTABLE = frozenset({"nvmlErrorString", "nvmlShutdown", "nvmlEventSetFree"})
+# Not supported, not in the library, another version of its arguments, deprecated.
+_NEVER_AGAIN = frozenset({3, 13, 25, 26})
 # What a card must lack so that the newer spelling does not hide the older one.
 _REMAPPED_FIELDS = (142, 143, 144, 145)
 
@@ -34,22 +38,30 @@ class Called:
         function: its name as the stand-in's faults have it: without a version.
         device: whether it is asked about one card.
         threads: the kinds of threads that call it: collector, gpu, events.
+        known: the driver has it; what it has not is asked once, until the driver is opened again.
     """
 
     function: str
     device: bool
     threads: frozenset[str]
+    known: bool
 
     @property
     def of_card(self) -> bool:
         """Read again and again by a card's own thread; the rest is called when the driver is opened."""
-        return "gpu" in self.threads
+        return "gpu" in self.threads and self.known
+
+    @property
+    def opens(self) -> bool:
+        """Called when the driver is opened, or soon after."""
+        return "collector" in self.threads or ("gpu" in self.threads and not self.known)
 
 
 def furnish(driver: Driver, gpus: int) -> None:
     """Give the cards what makes the exporter call everything that it can."""
     for gpu in range(gpus):
-        driver.set(gpu, fan=40, pcie_replays=0)
+        driver.set(gpu, fan=40, pcie_replays=0, sample_period_ms=100)
+        driver.set_rows(gpu, "nvlink", (0, 1, 0, 0, 0))
         driver.set_processes(gpu, [DriverProcess(os.getpid(), 2**30, sm_utilization=5)])
 
 
@@ -72,7 +84,7 @@ def called(folder: Path) -> tuple[Called, ...]:
         check=True,
     )
     return tuple(
-        Called(one["function"], one["device"], frozenset(one["threads"]))
+        Called(one["function"], one["device"], frozenset(one["threads"]), one["known"])
         for one in json.loads(done.stdout)
     )
 
@@ -82,32 +94,40 @@ class Recorder:
 
     def __init__(self) -> None:
         self.waited = threading.Event()
-        self._seen: dict[str, tuple[bool, set[str]]] = {}
+        self._seen: dict[str, _Seen] = {}
         self._resolve = pynvml._nvmlGetFunctionPointer
         pynvml._nvmlGetFunctionPointer = self._recording
 
     def report(self) -> list[dict[str, object]]:
         return [
-            {"function": name, "device": device, "threads": sorted(threads)}
-            for name, (device, threads) in sorted(self._seen.items())
+            {"function": name, **asdict(one), "threads": sorted(one.threads)}
+            for name, one in sorted(self._seen.items())
         ]
 
-    def _recording(self, symbol: str):
+    def _recording(self, symbol: str) -> Callable[..., Any]:
         function = self._resolve(symbol)
+        name = re.sub(r"(WithFlags|_v\d+)$", "", symbol)
 
-        def call(*arguments):
-            device = bool(arguments) and isinstance(arguments[0], pynvml.c_nvmlDevice_t)
-            kind = re.sub("-.*", "", threading.current_thread().name)
-            name = re.sub(r"(WithFlags|_v\d+)$", "", symbol)
-            # A card that is opened by its index or uuid is asked about too.
-            device = device or name.startswith("nvmlDeviceGetHandleBy")
-            known, threads = self._seen.setdefault(name, (device, set()))
-            self._seen[name] = (known or device, threads | {kind})
+        def call(*arguments: Any) -> Any:
+            seen = self._seen.setdefault(name, _Seen())
+            seen.threads.add(re.sub("-.*", "", threading.current_thread().name))
+            # A card that is opened by its index is asked about, too.
+            handle = bool(arguments) and isinstance(arguments[0], pynvml.c_nvmlDevice_t)
+            seen.device |= handle or name.startswith("nvmlDeviceGetHandleBy")
             if name == "nvmlEventSetWait":
                 self.waited.set()
-            return function(*arguments)
+            answer = function(*arguments)
+            seen.known |= answer not in _NEVER_AGAIN
+            return answer
 
         return call
+
+
+@dataclass
+class _Seen:
+    device: bool = False
+    known: bool = False
+    threads: set[str] = field(default_factory=set)
 
 
 def _pass() -> list[dict[str, object]]:
@@ -115,20 +135,21 @@ def _pass() -> list[dict[str, object]]:
     from exporter.backends.base import BackendOptions
     from exporter.clock import SystemClock
     from exporter.device_sampler import Schedule
-    from exporter.frames import FaultFrame, HealthFrame, ProcessesFrame
+    from exporter.frames import FaultFrame, Frame, HealthFrame, ProcessesFrame
     from exporter.sampling import Collector
 
     recorder = Recorder()
     # What the first look leaves out, as rates need two, is in the second.
-    awaited = {
+    awaited: dict[type[Frame], list[threading.Event]] = {
         kind: [threading.Event(), threading.Event()] for kind in (ProcessesFrame, HealthFrame)
     }
 
-    def emit(frame) -> None:
+    def emit(frame: Frame) -> None:
         assert not isinstance(frame, FaultFrame), frame
-        next((look for look in awaited.get(type(frame), []) if not look.is_set()), ended).set()
+        looks = awaited.get(type(frame), [])
+        for look in [look for look in looks if not look.is_set()][:1]:
+            look.set()
 
-    ended = threading.Event()
     schedule = Schedule(sample=0.05, processes=0.05, health=0.05)
     backend = registry.create("nvml", BackendOptions())
     collector = Collector(backend, schedule, emit, SystemClock())
