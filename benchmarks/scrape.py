@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 for exporter in (OURS, PEER):
                     own = Path(folder) / f"{exporter.name}-{turn}"
                     own.mkdir()
-                    _take_turn(
+                    take_turn(
                         exporter,
                         records[exporter.name],
                         world,
@@ -132,9 +132,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _take_turn(
+def take_turn(
     exporter: Exporter, record: Record, world: World, folder: Path, processes: int, seconds: int
 ) -> None:
+    """Starts an exporter, scrapes it for so long, stops it, and adds what was measured to the record.
+
+    Raises:
+        ExporterError: It does not do what it was started for.
+    """
     with Running(exporter, world.driver.env(), folder) as running:
         running.await_processes(processes)
         for _ in _scrape_times(_WARM_UP_SECONDS, world):
