@@ -38,6 +38,11 @@ def runs(config: Config, run_id: int | None, limit: int) -> int:
             print(f"there is no run {run_id}", file=sys.stderr)
             return 1
         print(json.dumps(run_json(found), indent=2))
+        asked = tx.approvals.get(run_id)
+        if asked is not None and found.state == "awaiting_approval":
+            for what, how in sorted(asked.means.items()):
+                print(f"  {what}: {printable(str(how))}")
+            print(f"  gpu-remediator approve {run_id} --token={asked.token}")
         for step in tx.runs.steps(run_id):
             print(json.dumps(step_json(step), indent=2))
         for record in tx.audit_records(run=run_id):

@@ -84,8 +84,10 @@ def _dispatch(arguments: argparse.Namespace, config: Config) -> int:
             return plan(config, arguments)
         case "undo":
             return operate.undo(config, arguments.uuid, everything=arguments.all)
-        case "approve" | "deny":
-            return operate.answer(config, arguments.run, arguments.command)
+        case "approve":
+            return operate.approve(config, arguments.run, arguments.token)
+        case "deny":
+            return operate.deny(config, arguments.run)
         case "acknowledge":
             return operate.acknowledge(config, arguments.incident)
         case "hold":
@@ -152,8 +154,14 @@ def _parser() -> argparse.ArgumentParser:
     undo = command("undo", "restore what was changed, as soon as the card is seen cool")
     undo.add_argument("uuid", nargs="?", metavar="UUID")
     undo.add_argument("--all", action="store_true", help="every card")
-    for name, text in (("approve", "let a waiting run begin"), ("deny", "end a waiting run")):
-        command(name, text).add_argument("run", type=_number, metavar="RUN")
+    approving = command("approve", "let a waiting run begin")
+    approving.add_argument("run", type=_number, metavar="RUN")
+    approving.add_argument(
+        "--token",
+        default="",
+        help="of the plan that `runs RUN` shows; without it, whatever it is now",
+    )
+    command("deny", "end a waiting run").add_argument("run", type=_number, metavar="RUN")
     acknowledge = command("acknowledge", "close an incident that needed a person")
     acknowledge.add_argument("incident", type=_number, metavar="INCIDENT")
     command("pause", "stop every new action; undo goes on").add_argument(

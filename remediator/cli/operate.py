@@ -19,20 +19,31 @@ from remediator.counters import Counters
 from remediator.engine.leases import LeaseKeeper
 from remediator.errors import RemediatorError
 from remediator.gpu_control.base import knob_named
+from remediator.log import printable
 from remediator.store.store import StateLock
 
 # An undo needs fresh readings that agree; without a server it is tried for this long.
 _UNDO_SECONDS = 15.0
 
 
-def answer(config: Config, run_id: int, word: str) -> int:
-    """Approve or deny a waiting run."""
-    ask(config, "POST", f"/api/v1/runs/{run_id}/{word}", {})
-    said = {
-        "approve": "approved: it takes its evidence again, and begins where that is still there",
-        "deny": "denied: nothing is done",
-    }
-    print(f"run {run_id} is {said[word]}")
+def approve(config: Config, run_id: int, token: str) -> int:
+    """Let a waiting run begin; without `token`, the plan that it has now."""
+    if not token:
+        asked = ask(config, "GET", f"/api/v1/runs/{run_id}/approval")
+        token = asked["token"]
+        for what, how in sorted(asked["means"].items()):
+            print(f"  {what}: {printable(how)}")
+    ask(config, "POST", f"/api/v1/runs/{run_id}/approve", {"token": token})
+    print(
+        f"run {run_id} is approved: it takes its evidence again, and begins where that is still there"
+    )
+    return 0
+
+
+def deny(config: Config, run_id: int) -> int:
+    """End a waiting run."""
+    ask(config, "POST", f"/api/v1/runs/{run_id}/deny", {})
+    print(f"run {run_id} is denied: nothing is done")
     return 0
 
 

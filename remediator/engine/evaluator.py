@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from remediator.clock import boot_id
 from remediator.config.model import Mode
 from remediator.counters import Counters
+from remediator.engine.approval import basis_of, means_of
 from remediator.engine.gathering import Gathered, gather, opted_out, supersede
 from remediator.engine.recording import record_decision
 from remediator.errors import NoEvidence
@@ -34,6 +35,7 @@ class Considered:
     target: Target
     plan: Plan | None = None
     gathered: Gathered | None = None
+    finding: Finding | None = None
 
 
 class Evaluator:
@@ -124,7 +126,7 @@ class Evaluator:
         decision = replace(decision, critical=finding.critical)
         if decision.needs_human and not playbook.pages:
             decision = replace(decision, needs_human=False)
-        return Considered(decision, playbook.name, target, plan, gathered)
+        return Considered(decision, playbook.name, target, plan, gathered, finding)
 
     def _resolve_quietly(self, kind: str, episode: Episode) -> Target:
         try:
@@ -281,6 +283,9 @@ class Evaluator:
             return _taken(considered), None
         if pre_empts:
             tx.runs.take_over(run.id, (target,))
+        if asking:
+            basis = {} if considered.finding is None else basis_of(considered.finding)
+            tx.approvals.ask(run.id, means_of(self._world, plan.steps), basis)
         return considered, run
 
 

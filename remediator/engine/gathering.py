@@ -120,7 +120,7 @@ def gather(
         limits=world.config.limits,
         breaker_open=opened or trip,
         safe=safe,
-        killed=why_pulled(world.config.kill_switch),
+        killed=killed(world.config),
         windows=world.config.windows,
         opted_out=opted_out(world.config),
         touches=touched(target, steps),
@@ -134,6 +134,13 @@ def close_breaker(tx: Transaction) -> None:
     tx.set_meta(BREAKER, None)
     newest = tx.runs.latest(1)
     tx.set_meta(BREAKER_CLOSED_AFTER, str(newest[0].id if newest else 0))
+
+
+def killed(config: Config) -> str | None:
+    """Why the kill switch stops everything new; None while it is not pulled."""
+    # Our own folder is made when the remediator first runs; until then nobody can have used it.
+    configured = config.kill_switch_file is not None
+    return why_pulled(config.kill_switch, needs_folder=configured)
 
 
 def opted_out(config: Config) -> frozenset[str]:

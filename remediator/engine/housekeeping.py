@@ -6,6 +6,7 @@ import logging
 
 from remediator.durations import format_duration
 from remediator.engine import left_down
+from remediator.engine.approval import expired
 from remediator.engine.clock_watch import ClockWatch
 from remediator.engine.executor import Executor
 from remediator.engine.leases import FLAPPING
@@ -116,9 +117,7 @@ class Housekeeper:
         with self._world.store.reading() as tx:
             waiting = [run for run in tx.runs.active() if run.state == "awaiting_approval"]
         for run in waiting:
-            asked_at, _ = self._world.ages.dated(run, self._world.clock)
-            lasts = (run.expires_at or now) - run.created_at
-            if now - asked_at > lasts:
+            if expired(self._world, run):
                 self._expire(run, now)
 
     def _expire(self, run: Run, now: float) -> None:

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from remediator import playbooks as books
 from remediator.actions import Interrupted, Outcome, StepContext, changes_a_card
 from remediator.counters import Counters
+from remediator.engine.approval import why_not_as_approved
 from remediator.engine.gathering import supersede
 from remediator.engine.run_journal import (
     NEEDS_HUMAN,
@@ -25,6 +26,7 @@ from remediator.error_signatures import classify
 from remediator.errors import ConfigError, OutcomeUnknown, RemediatorError, StorageError
 from remediator.playbooks import PlannedStep, Playbook, Playbooks
 from remediator.readings_since import ReadingsSince
+from remediator.signals import Finding
 from remediator.store import Run
 from remediator.targets import Target
 from remediator.world import World
@@ -263,7 +265,16 @@ class RunExecution:
             )
         if finding.state == "absent" and not changed:
             raise RunEnded("refused", finding.reason, f"it is over: {finding.sentence}")
+        if finding.state == "present" and rung == 0 and not changed:
+            self._as_approved(playbook, finding)
         return finding.state == "absent"
+
+    def _as_approved(self, playbook: Playbook, finding: Finding) -> None:
+        with self._world.store.reading() as tx:
+            approval = tx.approvals.get(self._run.id)
+        why = why_not_as_approved(approval, playbook, self._run, finding)
+        if why is not None:
+            raise RunEnded("refused", "plan_changed", why, by_a_gate=True)
 
     def _lock_services(self, playbook: Playbook, rung: int) -> None:
         """Take every service that the rung works on, before its first step.

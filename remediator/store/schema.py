@@ -203,6 +203,16 @@ CREATE INDEX audit_gpu ON audit (gpu) WHERE gpu IS NOT NULL;
 CREATE INDEX audit_service ON audit (service) WHERE service IS NOT NULL;
 CREATE INDEX audit_alertname ON audit (alertname) WHERE alertname <> '';
 CREATE INDEX audit_time ON audit (time);
+
+-- What a person was asked about. The token that says yes is made of it, and kept nowhere.
+CREATE TABLE approvals (
+    run_id INTEGER PRIMARY KEY REFERENCES runs (id),
+    nonce TEXT NOT NULL,
+    means TEXT NOT NULL CHECK (json_valid(means)),
+    evidence TEXT NOT NULL CHECK (json_valid(evidence)),
+    used_at REAL,
+    used_by TEXT
+) STRICT;
 """
 
 MIGRATIONS = (_V1, _V2, _V3)

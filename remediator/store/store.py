@@ -19,6 +19,7 @@ from remediator.errors import StorageError
 from remediator.store import audit as chain
 from remediator.store import segments
 from remediator.store.anchor import Anchor
+from remediator.store.approvals import Approvals
 from remediator.store.episodes import Episodes
 from remediator.store.incidents import Incidents
 from remediator.store.inventory import Inventory
@@ -69,6 +70,7 @@ class Transaction:
         self.leases = Leases(connection)
         self.inventory = Inventory(connection)
         self.incidents = Incidents(connection)
+        self.approvals = Approvals(connection, key)
 
     def audit(self, draft: chain.Draft) -> chain.AuditRecord:
         """Append to the audit chain."""

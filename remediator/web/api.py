@@ -10,12 +10,13 @@ from typing import Any
 from flask import Blueprint, abort, current_app, request
 
 from remediator.durations import parse_moment
-from remediator.engine.gathering import PAUSED, close_breaker, supersede
+from remediator.engine.gathering import PAUSED, close_breaker
 from remediator.errors import NoEvidence, StorageError
 from remediator.readings import GpuReading
 from remediator.store import Draft, Incident, Lease, Query, Run, Step
 from remediator.store.inventory import HOLDER, OPERATOR, RESTARTING
 from remediator.web.auth import requires
+from remediator.web.who import asker
 
 blueprint = Blueprint("api", __name__)
 _MAX_LIMIT = 1000
@@ -86,20 +87,6 @@ def incidents() -> Any:
     }
 
 
-@blueprint.post("/api/v1/runs/<int(max=9007199254740991):run_id>/approve")
-@requires("operate")
-def approve(run_id: int) -> Any:
-    """Let a waiting run begin."""
-    return _answer_waiting(run_id, approved=True)
-
-
-@blueprint.post("/api/v1/runs/<int(max=9007199254740991):run_id>/deny")
-@requires("operate")
-def deny(run_id: int) -> Any:
-    """End a waiting run."""
-    return _answer_waiting(run_id, approved=False)
-
-
 @blueprint.post("/api/v1/pause")
 @requires("operate")
 def pause() -> Any:
@@ -107,7 +94,7 @@ def pause() -> Any:
     why = _why("an operator paused it")
     with _deps().world.store.transaction() as tx:
         tx.set_meta(PAUSED, why)
-        tx.audit(Draft("paused", f"paused: {why}", severity="warning", reason="paused"))
+        tx.audit(Draft("paused", f"paused: {why}", severity="warning", reason="paused", data=_by()))
     return {"paused": why}
 
 
@@ -118,7 +105,7 @@ def resume() -> Any:
     with _deps().world.store.transaction() as tx:
         tx.set_meta(PAUSED, None)
         close_breaker(tx)
-        tx.audit(Draft("resumed", "resumed by an operator; the breaker is closed"))
+        tx.audit(Draft("resumed", "resumed by an operator; the breaker is closed", data=_by()))
     return {"paused": None}
 
 
@@ -138,6 +125,7 @@ def hold(name: str) -> Any:
                 severity="warning",
                 target=f"service:{name}",
                 reason="held",
+                data=_by(),
             )
         )
     return {"service": name, "held_by": OPERATOR, "held_reason": why}
@@ -165,6 +153,7 @@ def release(name: str) -> Any:
                     f"an operator released {name}, held by {record.held_by} ({record.held_reason})",
                     target=f"service:{name}",
                     reason="released",
+                    data=_by(),
                 )
             )
     return {"service": name, "was_held": record.held}
@@ -174,7 +163,7 @@ def release(name: str) -> Any:
 @requires("operate")
 def undo() -> Any:
     """Ask for the undo of one card's cap (`{"uuid": …}`) or of all (`{"all": true}`)."""
-    body = _body()
+    body = request_body()
     everything, uuid = body.get("all") is True, body.get("uuid")
     if everything == isinstance(uuid, str):
         abort(400, 'say which card, {"uuid": "GPU-…"}, or {"all": true}')
@@ -188,6 +177,7 @@ def undo() -> Any:
                     "undo_requested",
                     f"an operator wants the cap of {lease.uuid} undone",
                     target=f"gpu:{lease.uuid}",
+                    data=_by(),
                 )
             )
     return {"requested": [lease_json(one) for one in chosen]}
@@ -209,6 +199,7 @@ def acknowledge(incident_id: int) -> Any:
                 f"{found.trigger} on {found.target.name} was acknowledged",
                 target=found.target.key,
                 alertname=found.trigger,
+                data=_by(),
             )
         )
     return {"acknowledged": incident_id}
@@ -263,7 +254,7 @@ def _deps() -> Any:
     return current_app.extensions["deps"]
 
 
-def _body() -> Mapping[str, Any]:
+def request_body() -> Mapping[str, Any]:
     """The JSON object that was sent; empty where nothing was."""
     data = request.get_data(cache=False)
     try:
@@ -275,9 +266,13 @@ def _body() -> Mapping[str, Any]:
     return raw
 
 
+def _by() -> dict[str, str]:
+    return {"by": asker()}
+
+
 def _why(default: str) -> str:
     """The reason that was sent, as text that a database can hold."""
-    why = _body().get("why") or default
+    why = request_body().get("why") or default
     if not isinstance(why, str):
         abort(400, '"why" must be text')
     # Half of a surrogate pair is JSON, but no text.
@@ -313,53 +308,6 @@ def _moment(name: str) -> float | None:
         return parse_moment(text, _deps().world.clock.now())
     except ValueError as error:
         abort(400, f"{name}: {error}")
-
-
-def _answer_waiting(run_id: int, *, approved: bool) -> Any:
-    deps = _deps()
-    now = deps.world.clock.now()
-    with deps.world.store.transaction() as tx:
-        found = tx.runs.get(run_id)
-        if found is None:
-            return {"error": f"there is no run {run_id}"}, 404
-        if found.state != "awaiting_approval":
-            return {"error": f"run {run_id} does not wait for approval: it is {found.state}"}, 409
-        if found.expires_at is not None and now > found.expires_at:
-            return {"error": f"the approval of run {run_id} has expired"}, 409
-        if approved:
-            others = tx.runs.acquire(run_id, (found.target,))
-            lighter = [run for run in others if run.weight < found.weight]
-            for run in lighter:
-                supersede(tx, run.id, found.playbook)
-            if others and found.safe and len(lighter) == len(others):
-                tx.runs.take_over(run_id, (found.target,))
-            elif others:
-                asked = (
-                    "is asked to make way: approve it again in a moment"
-                    if lighter
-                    else "works on it"
-                )
-                return {"error": f"run {others[0].id} ({others[0].playbook}) {asked}"}, 409
-            tx.runs.set_state(run_id, "reserved", now)
-        else:
-            tx.runs.end(run_id, "refused", "denied", "an operator denied it", now)
-            incident = tx.incidents.open_for(found.trigger, found.target)
-            if incident is not None and incident.state == "recovering":
-                # Nothing is being done any more; on-call hears of it if the alert goes on.
-                tx.incidents.close(incident.id, now)
-        word = "approved" if approved else "denied"
-        tx.audit(
-            Draft(
-                word,
-                f"run {run_id} ({found.playbook}) was {word} by an operator",
-                run=run_id,
-                alertname=found.trigger,
-                target=found.target.key,
-                reason=word,
-            )
-        )
-    deps.nudge()
-    return {"run": run_id, "answer": word}
 
 
 def _service_json(name: str, record: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from remediator.engine.prober import Prober
 from remediator.intake import Intake
-from remediator.web import alerts, api, page
+from remediator.web import alerts, api, approvals, page
 from remediator.web.auth import Identities
 from remediator.world import World
 
@@ -43,6 +43,7 @@ def create_app(deps: Deps, identities: Identities) -> Flask:
     app.extensions["deps"] = deps
     app.register_blueprint(alerts.blueprint)
     app.register_blueprint(api.blueprint)
+    app.register_blueprint(approvals.blueprint)
     app.register_blueprint(page.blueprint)
 
     @app.get("/metrics")

@@ -35,9 +35,9 @@ def hot(bench: Bench, celsius: float = 84.0) -> Bench:
     return bench
 
 
-def break_down(bench: Bench, service: str = "ollama") -> None:
+def break_down(bench: Bench, service: str = "ollama", *, ago: float = 5.0) -> None:
     bench.managers[service].die()
-    bench.fire(DOWN, service=service)
+    bench.fire(DOWN, service=service, ago=ago)
 
 
 # the kill switch
@@ -58,6 +58,7 @@ def test_whatever_stands_there_pulls_the_kill_switch(tmp_path: Path, kind: str) 
 
 def test_what_cannot_be_looked_at_counts_as_pulled(tmp_path: Path) -> None:
     assert "is not there" in (why_pulled(tmp_path / "gone" / "KILL") or "")
+    assert why_pulled(tmp_path / "gone" / "KILL", needs_folder=False) is None
     (tmp_path / "a file").touch()
     assert "cannot be looked at" in (why_pulled(tmp_path / "a file" / "KILL") or "")
 
@@ -238,8 +239,9 @@ def test_a_clock_that_is_set_makes_nothing_happen_twice_and_nothing_stick(
     bench.resolve(DOWN, service="ollama")
     clock.by(step)
     bench.pass_time(100)
-    # The next firing within the cooldown waits for its end, and for no longer.
-    break_down(bench)
+    # The next firing within the cooldown waits for its end, and for no longer. The clock of whoever
+    # sends it is not set back.
+    break_down(bench, ago=min(step, 0.0) + 5.0)
     bench.pass_time(120)
     assert len(bench.runs) == 1
     assert bench.decisions[-1] == "defer:cooldown"

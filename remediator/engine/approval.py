@@ -1,0 +1,200 @@
+"""A person's yes or no to a run that waits: to exactly the plan that they were shown, once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from remediator.engine.gathering import supersede
+from remediator.errors import ConfigError
+from remediator.playbooks import PlannedStep, Playbook, from_journal
+from remediator.signals import Finding
+from remediator.store import Draft, Run, Transaction
+from remediator.store.approvals import Approval
+from remediator.world import World
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Why nothing was approved; `missing` where there is no such run."""
+
+    sentence: str
+    missing: bool = False
+
+
+def means_of(world: World, steps: Sequence[PlannedStep]) -> dict[str, str]:
+    """How `steps` would be done as the configuration is now: what each is asked to do."""
+    means = {}
+    for step in steps:
+        service = world.services.get(step.service or "")
+        if step.service:
+            key = f"service {step.service}"
+            means[key] = "not configured" if service is None else _described(service)
+        if step.gpu:
+            means[f"GPU {step.gpu}"] = f"by {world.control.name} and {world.card_reset.name}"
+    return means
+
+
+def _described(service: Any) -> str:
+    manager = service.manager
+    verbs = "; ".join(manager.describe(verb) for verb in ("stop", "start"))
+    return f"{service.config.driver} at {service.config.endpoint}; {verbs}"
+
+
+def basis_of(finding: Finding) -> dict[str, Any]:
+    """What the question rests on: not the numbers, which change with every reading."""
+    return {"reason": finding.reason, "services": sorted(finding.services)}
+
+
+def approve(world: World, run_id: int, token: str, by: str) -> Refused | None:
+    """Let a waiting run begin; None when it may."""
+    now = world.clock.now()
+    with world.store.transaction() as tx:
+        run = tx.runs.get(run_id)
+        asked = tx.approvals.get(run_id)
+        refused = _not_waiting(world, run, asked, run_id)
+        if run is None or refused is not None:
+            return refused
+        if asked is not None and not token:
+            return Refused(
+                "say which plan is approved: the token that `gpu-remediator runs RUN` shows"
+            )
+        if asked is not None and not asked.matches(token):
+            return Refused(f"that is not the token of run {run_id}, or its plan is another by now")
+        changed = _changed(world, run, asked)
+        if changed is not None:
+            _ask_again(tx, run, changed, now)
+            return Refused(f"the plan of run {run_id} has changed: {changed}; it is asked anew")
+        in_the_way = _make_way(tx, run)
+        if in_the_way is not None:
+            return in_the_way
+        tx.approvals.use(run_id, by, now)
+        tx.runs.set_state(run_id, "reserved", now)
+        _audit(tx, run, "approved", by)
+    return None
+
+
+def deny(world: World, run_id: int, by: str) -> Refused | None:
+    """End a waiting run; None when that is done."""
+    now = world.clock.now()
+    with world.store.transaction() as tx:
+        run = tx.runs.get(run_id)
+        refused = _not_waiting(world, run, tx.approvals.get(run_id), run_id)
+        if run is None or refused is not None:
+            return refused
+        tx.runs.end(run_id, "refused", "denied", f"{by} denied it", now)
+        incident = tx.incidents.open_for(run.trigger, run.target)
+        if incident is not None and incident.state == "recovering":
+            # Nothing is being done any more; on-call hears of it if the alert goes on.
+            tx.incidents.close(incident.id, now)
+        _audit(tx, run, "denied", by)
+    return None
+
+
+def why_not_as_approved(
+    approval: Approval | None, playbook: Playbook, run: Run, finding: Finding
+) -> str | None:
+    """Whether fresh evidence, or the playbook, is not what was approved; None to go on."""
+    if approval is None or approval.used_at is None:
+        return None
+    stages = playbook.stages
+    for step in run.plan:
+        stage = stages.get(int(step["rung"]))
+        if stage is None or step["step"] not in [dict(raw) for raw in stage.raw_steps]:
+            return f"{playbook.name} was changed meanwhile"
+    now, then = basis_of(finding), dict(approval.evidence)
+    if now == then:
+        return None
+    return f"it was approved for {_said(then)}, and is {_said(now)} now: {finding.sentence}"
+
+
+def expired(world: World, run: Run) -> bool:
+    """Whether a person can no longer answer; a wall clock that was set changes nothing."""
+    if run.expires_at is None:
+        return False
+    asked_at, _ = world.ages.dated(run, world.clock)
+    return world.clock.now() - asked_at > run.expires_at - run.created_at
+
+
+def _not_waiting(
+    world: World, run: Run | None, asked: Approval | None, run_id: int
+) -> Refused | None:
+    if run is None:
+        return Refused(f"there is no run {run_id}", missing=True)
+    if asked is not None and asked.used_at is not None:
+        when = datetime.fromtimestamp(asked.used_at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        return Refused(f"run {run_id} was approved by {asked.used_by} at {when}; it is {run.state}")
+    if run.state != "awaiting_approval":
+        return Refused(f"run {run_id} does not wait for approval: it is {run.state}")
+    if expired(world, run):
+        return Refused(f"the approval of run {run_id} has expired")
+    return None
+
+
+def _changed(world: World, run: Run, asked: Approval | None) -> str | None:
+    """What is not as it was when the person was asked; None where all is."""
+    if asked is None:
+        return "it was asked by another version"
+    try:
+        means = means_of(world, from_journal(run.plan))
+    except ConfigError as error:
+        return str(error)
+    for what in sorted({*means, *asked.means}):
+        before, after = asked.means.get(what, "none"), means.get(what, "none")
+        if before != after:
+            return f"{what} was {before}, and is {after} now"
+    return None
+
+
+def _ask_again(tx: Transaction, run: Run, changed: str, now: float) -> None:
+    tx.runs.end(run.id, "refused", "plan_changed", changed, now)
+    if run.episode_id is not None:
+        tx.episodes.decided(run.episode_id, "ended:refused:plan_changed", now)
+    tx.audit(
+        Draft(
+            "run_finished",
+            f"refused: the plan has changed since it was asked: {changed}",
+            severity="warning",
+            run=run.id,
+            episode=run.episode_id,
+            alertname=run.trigger,
+            target=run.target.key,
+            reason="plan_changed",
+        )
+    )
+
+
+def _make_way(tx: Transaction, run: Run) -> Refused | None:
+    """Take the target; None when the run has it. Lighter runs are asked to go."""
+    others = tx.runs.acquire(run.id, (run.target,))
+    lighter = [other for other in others if other.weight < run.weight]
+    for other in lighter:
+        supersede(tx, other.id, run.playbook)
+    if others and run.safe and len(lighter) == len(others):
+        tx.runs.take_over(run.id, (run.target,))
+    elif others:
+        asked = "is asked to make way: approve it again in a moment" if lighter else "works on it"
+        return Refused(f"run {others[0].id} ({others[0].playbook}) {asked}")
+    return None
+
+
+def _said(basis: Mapping[str, Any]) -> str:
+    services = ", ".join(basis.get("services", ()))
+    return f"{basis.get('reason')}{' of ' + services if services else ''}"
+
+
+def _audit(tx: Transaction, run: Run, word: str, by: str) -> None:
+    tx.audit(
+        Draft(
+            word,
+            f"run {run.id} ({run.playbook}) was {word} by {by}",
+            run=run.id,
+            episode=run.episode_id,
+            alertname=run.trigger,
+            target=run.target.key,
+            reason=word,
+            data={"by": by},
+        )
+    )
