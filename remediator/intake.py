@@ -15,7 +15,8 @@ from remediator.store import Draft, Episode, Store, Transaction
 WATCHDOG = "Watchdog"
 _WATCHDOG_META = "watchdog_last_received"
 # A firing notification that was overtaken by its own resolved one comes at most this long after
-# it. Later, the same start means that Alertmanager lost and found the alert again: a new episode.
+# it. Later, a start before that end means that Alertmanager lost and found the alert again, or that
+# somebody repeats what was said once: it is that same firing, which is acted on once.
 LATE_SECONDS = 60.0
 # Two Prometheus see the same firing begin at most this far apart. A later start is another firing,
 # and the end of the one that we know was never delivered.
@@ -124,14 +125,22 @@ class Intake:
             and last is not None
             and last.ended_at is not None
             and alert.starts_at <= last.ended_at
-            and 0 <= now - last.last_seen < LATE_SECONDS
         ):
-            return 0
+            # A clock that was set back has not made it late.
+            is_late = 0 <= now - last.last_seen < LATE_SECONDS
+            return 0 if is_late else self._reopen(tx, last, alert, now)
         episode = tx.episodes.open(alert, last.number + 1 if last else 1, now)
         what = f"{alert.name} fires"
         if source:
             what += ", which Alertmanager says and no delivery said,"
         self._audit(tx, "alert_received", what, episode.id, alert, source=source)
+        return 1
+
+    def _reopen(self, tx: Transaction, episode: Episode, alert: Alert, now: float) -> int:
+        """It goes on, whatever we took for its end; what was done about it is done."""
+        tx.episodes.reopen(episode.id, now)
+        what = f"{alert.name} fires on since before its last end: the same episode goes on"
+        self._audit(tx, "alert_found_again", what, episode.id, alert, reason="found_again")
         return 1
 
     def _end_refired(self, tx: Transaction, episode: Episode, alert: Alert, now: float) -> None:

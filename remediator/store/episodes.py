@@ -93,6 +93,14 @@ class Episodes:
             (ended_at, reason, heard_at, episode_id),
         )
 
+    def reopen(self, episode_id: int, now: float) -> None:
+        """An episode that had ended goes on, due at once; that it was acted on is kept."""
+        self._db.execute(
+            "UPDATE episodes SET ended_at = NULL, end_reason = NULL, last_reason = NULL, "
+            "last_seen = ?, evaluate_at = ?, heartbeats = heartbeats + 1 WHERE id = ?",
+            (now, now, episode_id),
+        )
+
     def due(self, now: float) -> tuple[int, ...]:
         """Ids of open episodes to evaluate now, oldest first."""
         rows = self._db.execute(

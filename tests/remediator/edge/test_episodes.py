@@ -103,13 +103,23 @@ def test_a_late_firing_counts_from_when_the_end_was_heard(remediator: InProcess)
     assert every(remediator) == [(1, 0, False)]
 
 
-def test_the_same_start_long_after_the_end_is_a_new_episode(remediator: InProcess) -> None:
+def test_the_same_start_long_after_the_end_is_the_same_firing_that_goes_on(
+    remediator: InProcess,
+) -> None:
+    """Alertmanager lost it and found it again, or somebody repeats what was said once."""
     started = remediator.clock.now()
     firing(remediator, started)
+    only = latest(remediator).id
+    with remediator.store.transaction() as tx:
+        tx.episodes.decided(only, "run:accepted", None, acted=True)
     resolved(remediator, started, started + 20)
     remediator.clock.seconds += LATE_SECONDS + 21
     assert firing(remediator, started) == 1
-    assert every(remediator) == [(1, 0, False), (2, 0, True)]
+    assert every(remediator) == [(1, 1, True)]
+    assert latest(remediator).acted, "what was done about it is done"
+    with remediator.store.reading() as tx:
+        assert tx.episodes.due(remediator.clock.now()) == (only,)
+        assert tx.audit_records()[-1].record["event"] == "alert_found_again"
 
 
 def test_a_start_after_the_end_is_a_new_episode_at_once(remediator: InProcess) -> None:

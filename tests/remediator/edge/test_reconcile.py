@@ -194,7 +194,7 @@ def test_an_end_that_we_heard_is_believed_before_a_peer_that_did_not_hear_it(
     assert every(asking, KEY) == [(1, 0, False)]
     peers[0].lists(listed(started, updated=started + 120))
     asking.remediator.reconciler.round()
-    assert every(asking, KEY) == [(1, 0, False), (2, 0, True)], "it was told of it again since"
+    assert every(asking, KEY) == [(1, 1, True)], "it was told of it again since"
 
 
 def test_a_firing_whose_end_and_beginning_were_lost_is_a_new_one(
