@@ -22,6 +22,7 @@ from exporter import (
     logs,
     options,
 )
+from exporter.backends import registry
 from exporter.clock import SystemClock
 from exporter.environment import Environment
 from exporter.errors import CaptureError, ConfigError, ExporterError
@@ -115,8 +116,11 @@ def _host(service: Service) -> HostReading | None:
 
 def _doctor(flags: options.Flags) -> int:
     # Their GPUs are not this machine's.
-    elsewhere = flags.backend.partition(":")[0] in {"simulated", "replay"}
-    found = [] if elsewhere else list(doctor.findings(Environment()))
+    found: list[doctor.Finding] = []
+    if registry.of_this_machine(flags.backend.partition(":")[0]):
+        kmsg = Path(flags.kmsg) if flags.kmsg else None
+        found.extend(doctor.findings(Environment()))
+        found.extend(doctor.notes(flags.procfs, kmsg, flags.container_socket))
     service = Service(config.load(flags.config_file), flags.service_options())
     with _collected(service) as snapshot:
         found.extend(doctor.outcome(snapshot))

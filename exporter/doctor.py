@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from exporter.attribution import in_first_namespace
 from exporter.environment import NVML_LIBRARY, Environment
+from exporter.kernel_log import unreadable
 from exporter.snapshot import Snapshot
 
 
@@ -17,7 +20,8 @@ class Finding:
     """One line of `gpu-exporter doctor`.
 
     Attributes:
-        remedy: what to do; empty when all is well.
+        ok: false is a problem: no card can be read because of it.
+        remedy: what to do; empty when all is well. What is well with a remedy is a note.
     """
 
     ok: bool
@@ -42,6 +46,26 @@ def findings(
     yield _driver(environment, container=container)
     yield from _nodes(environment, may_open or _may_open, container=container)
     yield _library(load_library, container=container)
+
+
+def notes(proc: Path, kmsg: Path | None, container_socket: Path | None) -> Iterator[Finding]:
+    """Say what could be told beside the readings, to this user, and is not."""
+    if kmsg is not None:
+        yield _kernel_log(kmsg)
+    if not in_first_namespace(proc):
+        yield Finding(
+            ok=True,
+            text="processes are named only where they are seen to hold a card open",
+            remedy="in a container, let it see the host's pids (pid: host)",
+        )
+    elif not os.access(proc / "1" / "stat", os.R_OK):
+        yield Finding(
+            ok=True,
+            text=f"{proc} hides the processes of others: they have a pid and no name",
+            remedy="mount it without hidepid, or give its gid= to this user",
+        )
+    if container_socket is not None:
+        yield _container_names(container_socket)
 
 
 def outcome(snapshot: Snapshot) -> Iterator[Finding]:
@@ -78,7 +102,7 @@ def render(found: list[Finding]) -> tuple[str, int]:
     """Return a line for each finding, and exit code 1 when there is a problem."""
     lines = []
     for finding in found:
-        mark = "OK     " if finding.ok else "PROBLEM"
+        mark = "PROBLEM" if not finding.ok else "NOTE   " if finding.remedy else "OK     "
         remedy = f": {finding.remedy}" if finding.remedy else ""
         lines.append(f"{mark}  {finding.text}{remedy}")
     return "\n".join(lines), 0 if all(finding.ok for finding in found) else 1
@@ -140,6 +164,29 @@ def _library(load: Callable[[str], object], *, container: bool) -> Finding:
             else "install the NVIDIA driver's libraries, then run `ldconfig`",
         )
     return Finding(ok=True, text=f"{NVML_LIBRARY} loads")
+
+
+def _kernel_log(path: Path) -> Finding:
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+    except OSError as error:
+        text, _, remedy = unreadable(path, error).partition("; ")
+        return Finding(ok=True, text=text, remedy=remedy or "give --path.kmsg where it is")
+    return Finding(ok=True, text=f"Xid errors: {path} can be read by this user")
+
+
+def _container_names(path: Path) -> Finding:
+    # Only here: an HTTP client is big.
+    engine = importlib.import_module("exporter.container_engine")
+    try:
+        engine.name_of("0" * 64, path)
+    except engine.EngineError as error:
+        return Finding(
+            ok=True,
+            text=f"containers have no names: {error}",
+            remedy="let this user connect to the engine's socket, or leave out --container.socket",
+        )
+    return Finding(ok=True, text=f"names of containers: {path} answers")
 
 
 def _may_open(node: Path) -> bool:

@@ -65,6 +65,10 @@ class Environment:
                 found.append(device.name)
         return tuple(found)
 
+    def boot_id(self) -> str:
+        """Return what the kernel calls this boot; empty when it does not say."""
+        return self._text("proc/sys/kernel/random/boot_id").strip()
+
     def _text(self, path: str) -> str:
         try:
             return (self.root / path).read_bytes().decode(errors="replace")

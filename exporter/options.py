@@ -16,6 +16,7 @@ from serving.errors import ConfigError as AddressError
 
 _PREFIX = "GPU_EXPORTER_"
 _PROCFS = "/proc"
+_KMSG = "/dev/kmsg"
 
 
 class Flags(argparse.Namespace):
@@ -34,6 +35,7 @@ class Flags(argparse.Namespace):
     storage_path: Path | None
     procfs: Path
     container_socket: Path | None
+    kmsg: str
     log_level: str
     log_format: str
     json: bool
@@ -50,6 +52,8 @@ class Flags(argparse.Namespace):
             storage_path=self.storage_path,
             procfs=self.procfs,
             container_socket=self.container_socket,
+            # A command that looks once has no use for what comes.
+            kmsg=Path(self.kmsg) if self.kmsg and self.command == "serve" else None,
         )
 
 
@@ -101,6 +105,7 @@ def _common(environ: Mapping[str, str]) -> argparse.ArgumentParser:
         type=Path,
         metavar="DIR",
     )
+    add("--path.kmsg", _KMSG, "the kernel log, read for Xid errors; empty: not", metavar="FILE")
     add(
         "--container.socket",
         None,

@@ -13,9 +13,12 @@ from exporter.backends.base import BackendOptions
 from exporter.clock import Clock, SystemClock
 from exporter.config import Config
 from exporter.device_sampler import Schedule
+from exporter.environment import Environment
 from exporter.gpu_state import Deadlines
 from exporter.host import HostReader
 from exporter.inventory import Inventory
+from exporter.kernel_log import KernelLog
+from exporter.kernel_xids import KernelXids
 from exporter.page import Page
 from exporter.release import Release
 from exporter.store import Store
@@ -35,6 +38,7 @@ class ServiceOptions:
         sample_interval: seconds.
         storage_path: where the inventory is kept; None keeps it in memory.
         procfs: where host memory, OOM kills and processes are read.
+        kmsg: the kernel log, where Xid errors are told too; None reads none.
         container_socket: of Docker or Podman, which know the names of containers; None asks none.
     """
 
@@ -43,6 +47,7 @@ class ServiceOptions:
     sample_interval: float = 1.0
     storage_path: Path | None = None
     procfs: Path = Path("/proc")
+    kmsg: Path | None = None
     container_socket: Path | None = None
 
 
@@ -74,7 +79,14 @@ class Service:
         )
         inventory = Inventory(config.expected_gpus, options.storage_path)
         ledger = XidLedger(options.storage_path, xids.critical())
-        self.store = Store(name, config.policy, deadlines, inventory, ledger, clock)
+        kernel_xids = None
+        if options.kmsg is not None and backends.of_this_machine(name):
+            boot = Environment().boot_id()
+            kernel_xids = KernelXids(ledger, boot, clock.monotonic())
+        self.store = Store(name, config.policy, deadlines, inventory, ledger, clock, kernel_xids)
+        self._kernel_log = None
+        if options.kmsg is not None and kernel_xids is not None:
+            self._kernel_log = KernelLog(options.kmsg, self.store, clock)
         worker_options = _worker_options(name, config, options)
         limits = limits or Limits()
         self.release = Release(clock, limits.release, options.storage_path)
@@ -88,11 +100,15 @@ class Service:
 
     def start(self) -> None:
         """Start the worker."""
+        if self._kernel_log is not None:
+            self._kernel_log.start()
         self._supervisor.start()
 
     def stop(self) -> None:
         """Ask the worker to end."""
         self._supervisor.stop()
+        if self._kernel_log is not None:
+            self._kernel_log.stop()
         self.store.close()
 
     def wait_for_first_cycle(self, timeout: float) -> bool:

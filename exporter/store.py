@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from exporter import xids
 from exporter.clock import Clock
@@ -25,6 +25,8 @@ from exporter.frames import (
 )
 from exporter.gpu_state import Deadlines, GpuState, HistoryPoint
 from exporter.inventory import Inventory
+from exporter.kernel_log import LogBatch
+from exporter.kernel_xids import HeardXid, KernelXids
 from exporter.policy import Policy
 from exporter.readings import DeviceInfo, FaultReason
 from exporter.snapshot import BackendView, Snapshot, WorkerView
@@ -46,12 +48,14 @@ class Store:
         inventory: Inventory,
         ledger: XidLedger,
         clock: Clock,
+        kernel_xids: KernelXids | None = None,
     ) -> None:
         self._lock = threading.Lock()
         self._policy = policy
         self._deadlines = deadlines
         self._inventory = inventory
         self._xids = ledger
+        self._kernel_xids = kernel_xids
         # Visible GPUs whose Xids nobody tells of: what was counted before is not the count.
         self._unwatched: set[str] = set()
         self._clock = clock
@@ -92,6 +96,22 @@ class Store:
                 state.released()
             # What the worker saw before is not what the next one will.
             self._visible = self._last_devices = None
+
+    def take_log(self, batch: LogBatch) -> None:
+        """Take what was read of the kernel log."""
+        with self._lock:
+            if self._kernel_xids is None:
+                return
+            if batch.lost:
+                self._errors["kernel_log", "overrun"] += batch.lost
+            self._heard(self._kernel_xids.take(batch, self._clock.time()))
+
+    def log_unreadable(self, why: str) -> None:
+        """Take that there is no kernel log: what the driver tells counts alone."""
+        with self._lock:
+            if self._kernel_xids is not None:
+                self._kernel_xids.readable = False
+            _log.info("%s", why)
 
     def count_error(self, collector: str, reason: str) -> None:
         """Count a failure that no frame tells of."""
@@ -173,6 +193,7 @@ class Store:
                 self._gpus[info.uuid] = GpuState(info, self._policy, self._deadlines, now)
             for state in self._gpus.values():
                 state.backend_down()
+            self._know_cards()
         self._say("backend", f"backend {frame.backend}: {frame.message}" if frame.message else "")
 
     def _take_devices(self, frame: DevicesFrame) -> None:
@@ -203,6 +224,7 @@ class Store:
             self._said["devices"] = found
             _log.info("backend %s: %s", self._backend.name, found)
         self._expect_missing(frame.failed, visible)
+        self._know_cards()
 
     def _expect_missing(self, failed: tuple[FailedDevice, ...], visible: set[str]) -> None:
         """Bring down what is expected and not there; forget what is neither."""
@@ -255,14 +277,34 @@ class Store:
         self._say(frame.uuid, f"{subject}: {frame.collector}: {frame.error}: {frame.message}")
 
     def _take_xid(self, frame: XidFrame) -> None:
-        if not self._xids.saw(frame.uuid, frame.xid, frame.time):
+        if self._xids.saw(frame.uuid, frame.xid, frame.time):
+            _tell(f"GPU {frame.uuid}", frame.xid)
+
+    def _know_cards(self) -> None:
+        if self._kernel_xids is None:
             return
-        row = xids.table().get(frame.xid)
-        meaning = "" if row is None else f": {row.meaning}: {row.action}"
-        _log.warning("GPU %s: Xid %d%s", frame.uuid, frame.xid, meaning)
+        visible = {one.uuid for one in self._last_devices.devices} if self._last_devices else set()
+        # The last one has the address: a card that is there, not the one that it replaced.
+        infos = sorted(
+            (state.info for state in self._gpus.values()), key=lambda one: one.uuid in visible
+        )
+        self._heard(self._kernel_xids.know(infos))
+
+    def _heard(self, found: Iterable[HeardXid]) -> None:
+        for one in found:
+            if not one.uuid:
+                self._errors["kernel_log", "unknown_card"] += 1
+            if one.is_news:
+                place = "{:04x}:{:02x}:{:02x}".format(*one.address)
+                _tell(f"GPU {one.uuid or f'at {place}, which the driver has not shown'}", one.xid)
 
     def _xids_of(self, uuid: str) -> tuple[XidCount, ...] | None:
-        return None if uuid in self._unwatched else self._xids.of(uuid)
+        log = self._kernel_xids
+        if log is not None and log.is_awaited(self._clock.monotonic()):
+            # A count that lines of before are still missing in would grow as if they were new.
+            return None
+        watched = uuid not in self._unwatched or (log is not None and log.watches(uuid))
+        return self._xids.of(uuid) if watched else None
 
     def _save_xids(self) -> None:
         try:
@@ -309,6 +351,12 @@ class Store:
         if self._enumeration_seconds is not None:
             durations["enumeration"] = self._enumeration_seconds
         return durations
+
+
+def _tell(card: str, xid: int) -> None:
+    row = xids.table().get(xid)
+    meaning = "" if row is None else f": {row.meaning}: {row.action}"
+    _log.warning("%s: Xid %d%s", card, xid, meaning)
 
 
 def _order(state: GpuState) -> tuple[bool, int, str]:

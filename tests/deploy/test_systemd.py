@@ -16,13 +16,17 @@ import pytest
 
 from exporter import options as exporter_options
 from remediator.cli.main import _parser as remediator_parser
+from remediator.helper.client import DEFAULT_SOCKET
+from remediator.helper.policy import Policy
+from remediator.helper.policy import load as load_policy
 from tests.nvml_standin import Driver
 
 ROOT = Path(__file__).resolve().parents[2]
 UNITS = ROOT / "deploy" / "systemd"
 INSTALLED = "/opt/gpu-remediator/bin"
 # Tenths of systemd's exposure level. A bare Python service has 96.
-PLAIN, WITH_POWER_CAP, ON_A_JETSON, WITH_RESETS = 20, 22, 22, 30
+PLAIN, HELPER = 20, 22
+WITH_KERNEL_LOG = 21
 MDWE = 65
 
 needs_systemd = pytest.mark.skipif(
@@ -50,11 +54,11 @@ def installed(tmp_path: Path) -> Path:
     """The units as an administrator installs them, in a root of their own."""
     system = tmp_path / "etc" / "systemd" / "system"
     system.mkdir(parents=True)
-    for unit in UNITS.glob("*.service"):
+    for unit in (*UNITS.glob("*.service"), *UNITS.glob("*.socket")):
         shutil.copy(unit, system)
     programs = tmp_path / INSTALLED.lstrip("/")
     programs.mkdir(parents=True)
-    for name in ("gpu-exporter", "gpu-remediator"):
+    for name in ("gpu-exporter", "gpu-remediator", "python"):
         (programs / name).symlink_to("/bin/true")
     return tmp_path
 
@@ -79,10 +83,11 @@ def unit(name: str) -> configparser.RawConfigParser:
     [
         ("gpu-exporter.service", None),
         ("gpu-exporter.service", "release.conf"),
+        ("gpu-exporter.service", "kernel-log.conf"),
         ("gpu-remediator.service", None),
-        ("gpu-remediator.service", "power-cap.conf"),
-        ("gpu-remediator.service", "gpu-reset.conf"),
-        ("gpu-remediator.service", "jetson.conf"),
+        ("gpu-remediator-helper.service", None),
+        ("gpu-remediator-helper.service", "helper-jetson.conf"),
+        ("gpu-remediator-helper.socket", None),
     ],
 )
 def test_systemd_understands_every_line(name, drop_in, installed, tmp_path):
@@ -112,10 +117,10 @@ def test_a_line_of_a_drop_in_that_is_not_understood_is_noticed(installed):
     [
         ("gpu-exporter.service", None, PLAIN),
         ("gpu-exporter.service", "release.conf", PLAIN),
+        ("gpu-exporter.service", "kernel-log.conf", WITH_KERNEL_LOG),
         ("gpu-remediator.service", None, PLAIN),
-        ("gpu-remediator.service", "power-cap.conf", WITH_POWER_CAP),
-        ("gpu-remediator.service", "gpu-reset.conf", WITH_RESETS),
-        ("gpu-remediator.service", "jetson.conf", ON_A_JETSON),
+        ("gpu-remediator-helper.service", None, HELPER),
+        ("gpu-remediator-helper.service", "helper-jetson.conf", PLAIN),
     ],
 )
 def test_exposure(name, drop_in, threshold, installed):
@@ -124,9 +129,7 @@ def test_exposure(name, drop_in, threshold, installed):
     score = ("systemd-analyze", "security", "--offline=yes", f"--root={installed}")
     done = run(*score, f"--threshold={threshold}", name)
     assert done.returncode == 0, done.stdout[-2000:]
-    # With a drop-in that gives a privilege the score is worse: it is really read.
-    worse = threshold > PLAIN
-    assert run(*score, f"--threshold={PLAIN}", name).returncode == (1 if worse else 0)
+    assert run(*score, "--threshold=10", name).returncode == 1, "the unit is really read"
 
 
 @needs_systemd
@@ -147,9 +150,19 @@ def test_the_units_start_what_our_programs_understand():
     arguments = remediator_parser().parse_args(words[1:])
     assert arguments.command == "serve"
     assert arguments.config_file == "/etc/gpu-remediator/remediator.yml"
+    words = shlex.split(unit("gpu-remediator-helper.service")["Service"]["ExecStart"])
+    # Isolated: nothing of the environment chooses what root loads.
+    assert words[:4] == [f"{INSTALLED}/python", "-I", "-m", "remediator.helper"]
+    arguments = remediator_parser().parse_args(["helper", *words[4:]])
+    assert arguments.state_dir == Path("/var/lib/gpu-remediator-helper")
+    assert arguments.config_file == Path("/etc/gpu-remediator/helper.yml")
+    assert arguments.socket is None
 
 
-@pytest.mark.parametrize("name", ["gpu-exporter.service", "gpu-remediator.service"])
+SERVICES = ["gpu-exporter.service", "gpu-remediator.service", "gpu-remediator-helper.service"]
+
+
+@pytest.mark.parametrize("name", SERVICES)
 def test_what_they_write_is_in_a_folder_that_systemd_makes(name):
     service = unit(name)["Service"]
     assert service["ProtectSystem"] == "strict"
@@ -157,35 +170,46 @@ def test_what_they_write_is_in_a_folder_that_systemd_makes(name):
     assert service["StateDirectoryMode"] == "0700"
 
 
-@pytest.mark.parametrize("name", ["gpu-exporter.service", "gpu-remediator.service"])
+@pytest.mark.parametrize("name", SERVICES)
 def test_nothing_that_may_be_in_the_driver_is_killed(name):
     assert unit(name)["Service"]["KillMode"] == "process"
 
 
-def test_the_remediator_gets_one_capability_and_only_by_the_drop_in():
-    assert unit("gpu-remediator.service")["Service"]["CapabilityBoundingSet"] == ""
-    service = unit("power-cap.conf")["Service"]
-    assert dict(service) == {
-        "CapabilityBoundingSet": "CAP_SYS_ADMIN",
-        "AmbientCapabilities": "CAP_SYS_ADMIN",
-    }
+def test_the_remediator_has_no_privilege_and_no_device_and_its_helper_no_network() -> None:
+    service = unit("gpu-remediator.service")["Service"]
+    assert service["User"] == "gpu-remediator"
+    assert (service["CapabilityBoundingSet"], service["PrivateDevices"]) == ("", "yes")
+    assert not [name for name in service if name in ("AmbientCapabilities", "DeviceAllow")]
+    helper = unit("gpu-remediator-helper.service")["Service"]
+    assert helper["CapabilityBoundingSet"] == "CAP_SYS_ADMIN CAP_SYS_PTRACE CAP_DAC_READ_SEARCH"
+    assert (helper["RestrictAddressFamilies"], helper["PrivateNetwork"]) == ("AF_UNIX", "yes")
 
 
-def test_a_reset_takes_root_and_three_capabilities_and_only_by_the_drop_in():
-    assert unit("gpu-remediator.service")["Service"]["User"] == "gpu-remediator"
-    service = unit("gpu-reset.conf")["Service"]
-    assert dict(service) == {
-        "User": "root",
-        "CapabilityBoundingSet": "CAP_SYS_ADMIN CAP_SYS_PTRACE CAP_DAC_READ_SEARCH",
-    }
-
-
-def test_on_a_jetson_it_is_root_without_a_capability_and_writes_below_sys_devices_only():
-    assert dict(unit("jetson.conf")["Service"]) == {
-        "User": "root",
+def test_on_a_jetson_the_helper_has_no_capability_and_writes_below_sys_devices_only() -> None:
+    assert dict(unit("helper-jetson.conf")["Service"]) == {
+        "CapabilityBoundingSet": "",
         "ReadWritePaths": "/sys/devices",
     }
-    assert unit("gpu-remediator.service")["Service"]["CapabilityBoundingSet"] == ""
+
+
+def test_the_helpers_door_is_the_remediators_alone_and_where_it_looks_for_it() -> None:
+    door = unit("gpu-remediator-helper.socket")["Socket"]
+    assert Path(door["ListenStream"]) == DEFAULT_SOCKET
+    assert (door["SocketUser"], door["SocketMode"]) == ("gpu-remediator", "0600")
+    assert door["SocketUser"] == Policy().user == unit("gpu-remediator.service")["Service"]["User"]
+
+
+def test_the_shipped_helper_yml_allows_caps_and_offers_the_rest(tmp_path: Path) -> None:
+    text = (ROOT / "deploy" / "helper.yml").read_text()
+    for raw, allowed in (
+        (text, {"power_limit"}),
+        (re.sub(r"(?m)^( *)#- ", r"\1- ", text), {"power_limit", "reset", "jetson"}),
+    ):
+        file = tmp_path / "helper.yml"
+        file.write_text(raw)
+        file.chmod(0o644)
+        policy = load_policy(file)
+        assert (set(policy.allow), policy.cards) == (allowed, "all")
 
 
 def test_the_exporter_is_shown_the_token_that_the_remediators_file_names():

@@ -81,9 +81,9 @@ PODMAN = {
         Place(f"libpod-conmon-{ID}.scope"),
     ),
 }
-# kubelet, pkg/kubelet/cm, pod_container_manager_linux.go ("pod" + uid) and cgroup_manager_linux.go
-# (ToSystemd: "-" in a name becomes "_"); containerd, cri server, getCgroupsPath():
-# "SLICE:cri-containerd:ID", or "PARENT/ID"; CRI-O, internal/config/cgmgr: "crio-ID.scope", "crio-ID".
+# Of kubelet pkg/kubelet/cm: pod_container_manager_linux.go joins "pod" and the uid, ToSystemd() in
+# cgroup_manager_linux.go turns "-" of a name into "_". Of containerd's CRI getCgroupsPath():
+# "SLICE:cri-containerd:ID", else "PARENT/ID". Of CRI-O internal/config/cgmgr: "crio-ID.scope", "crio-ID".
 KUBERNETES = {
     "systemd, containerd": (
         v2(f"/kubepods.slice/kubepods-besteffort.slice/{SLICE}/cri-containerd-{ID}.scope"),

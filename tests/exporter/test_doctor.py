@@ -101,3 +101,41 @@ def test_what_the_backend_answered() -> None:
     assert (finding.ok, finding.remedy) == (False, "reboot")
     (silent,) = doctor.outcome(Bench(gpus=0).store.snapshot())
     assert "in time" in silent.text
+
+
+def noted(found) -> list[str]:
+    found = list(found)
+    # Nothing of it keeps a card from being read.
+    assert all(finding.ok for finding in found)
+    return [finding.text for finding in found if finding.remedy]
+
+
+def host_proc(root: Path, namespace: str = "pid:[4026531836]", *, shown: bool = True) -> Path:
+    (root / "1" / "ns").mkdir(parents=True)
+    (root / "1" / "ns" / "pid").symlink_to(namespace)
+    (root / "self").symlink_to("1")
+    if shown:
+        write(root, "1/stat")
+    return root
+
+
+def test_where_all_can_be_told_nothing_is_noted(tmp_path) -> None:
+    write(tmp_path, "kmsg")
+    found = list(doctor.notes(host_proc(tmp_path / "proc"), tmp_path / "kmsg", None))
+    assert noted(found) == []
+    assert "kmsg can be read" in found[0].text
+    assert list(doctor.notes(tmp_path / "proc", None, None)) == []
+
+
+def test_what_cannot_be_told_is_a_note_and_no_problem(tmp_path) -> None:
+    proc = host_proc(tmp_path / "container", "pid:[4026532456]")
+    found = list(doctor.notes(proc, tmp_path / "no-kmsg", tmp_path / "no-socket"))
+    log, pids, names = noted(found)
+    assert "no-kmsg cannot be read (No such file or directory)" in log
+    assert "hold a card open" in pids
+    assert "no-socket gives no answer" in names
+    text, code = doctor.render(found)
+    assert code == 0
+    assert all(line.startswith("NOTE ") for line in text.splitlines())
+    (hidden,) = noted(doctor.notes(host_proc(tmp_path / "hidden", shown=False), None, None))
+    assert "hides the processes" in hidden

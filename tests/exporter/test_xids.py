@@ -92,10 +92,31 @@ def test_without_a_directory_nothing_is_written(tmp_path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"xids": {"GPU-0": {"x": {}}}}'])
-def test_a_damaged_file_says_what_to_do(tmp_path, text) -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{",
+        "[" * 100_000,
+        '{"xids": {"GPU-0": {"x": {}}}}',
+        '{"xids": {}, "kernel_log": {"boot": "b"}}',
+        '{"xids": {"GPU-0": {"79": {"count": null, "last_at": 1}}}}',
+    ],
+)
+def test_a_damaged_file_is_put_aside_and_costs_no_exporter(tmp_path, text, caplog) -> None:
     (tmp_path / FILE_NAME).write_text(text)
-    with pytest.raises(StorageError, match="remove it"):
+    ledger = XidLedger(tmp_path, ())
+    assert (ledger.of("GPU-0"), ledger.is_first) == (None, False)
+    assert (tmp_path / "xids.damaged").read_text() == text
+    ledger.saw("GPU-0", 79, 5.0)
+    ledger.save()
+    assert XidLedger(tmp_path, ()).of("GPU-0") == (XidCount(79, 1, 5.0),)
+
+
+def test_a_file_that_cannot_be_read_says_so(tmp_path) -> None:
+    (tmp_path / FILE_NAME).mkdir()
+    with pytest.raises(StorageError, match="cannot read"):
         XidLedger(tmp_path, ())
 
 
