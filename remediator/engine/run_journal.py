@@ -178,9 +178,11 @@ class RunJournal:
         except (Interrupted, StorageError):
             raise
         except RemediatorError as error:
-            with self._world.store.transaction() as tx:
-                self._intend(tx, seq, step, {}, str(error))
-            self.record(seq, step, Outcome("failed", "impossible", str(error)))
+            self.record(seq, step, Outcome("failed", "impossible", str(error)), never_begun={})
+            return None
+        if intent.nothing:
+            outcome = Outcome("nothing", intent.reason, intent.sentence)
+            self.record(seq, step, outcome, never_begun=intent.data)
             return None
         with self._world.store.transaction() as tx:
             self._intend(tx, seq, step, intent.data, intent.sentence)
@@ -195,11 +197,7 @@ class RunJournal:
                     run_id=self._run.id,
                     now=self._world.clock.now(),
                 )
-            if not intent.nothing:
-                tx.audit(self.draft("step_started", intent.sentence, step, intent.data))
-        if intent.nothing:
-            self.record(seq, step, Outcome("nothing", intent.reason, intent.sentence))
-            return None
+            tx.audit(self.draft("step_started", intent.sentence, step, intent.data))
         return intent.data
 
     def resume(self, seq: int, step: PlannedStep, journaled: Step) -> Mapping[str, Any]:
@@ -216,9 +214,22 @@ class RunJournal:
             tx.audit(self.draft("step_resumed", sentence, step, journaled.intent))
         return journaled.intent
 
-    def record(self, seq: int, step: PlannedStep, outcome: Outcome) -> None:
-        """Journal what the step did, and end the run where it must end."""
+    def record(
+        self,
+        seq: int,
+        step: PlannedStep,
+        outcome: Outcome,
+        *,
+        never_begun: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Journal what the step did, and end the run where it must end.
+
+        A step that was `never_begun` (its intent) is journaled whole, in one commit: after a crash
+        between the two it would be resumed, with an intent that was none.
+        """
         with self._world.store.transaction() as tx:
+            if never_begun is not None:
+                self._intend(tx, seq, step, never_begun, outcome.sentence)
             tx.runs.finish_step(
                 self._run.id,
                 seq,
