@@ -102,8 +102,15 @@ def gpu(view: GpuView, snapshot: Snapshot) -> Json:
         "saturated_seconds": view.saturated_seconds,
         "processes": _processes(view),
         "recovery_action": None if view.health is None else view.health.recovery_action,
+        "health_timestamp": _health_read_at(view, snapshot),
         "xid_errors": _xids(view),
     }
+
+
+def _health_read_at(view: GpuView, snapshot: Snapshot) -> float | None:
+    """When the recovery action and its kin were read, which may be long before the sample."""
+    age = view.health_age_seconds
+    return None if age is None else round(snapshot.taken_at - age, 3)
 
 
 def _memory(sample: Sample) -> Json:

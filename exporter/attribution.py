@@ -214,9 +214,15 @@ def cap(processes: Sequence[ProcessUse], limit: int) -> list[ProcessUse]:
     ranked = sorted(processes, key=lambda one: (-(one.memory_used_bytes or 0), one.pid or 0))
     kept, rest = ranked[:limit], ranked[limit:]
     if rest:
-        known = [one.memory_used_bytes for one in rest if one.memory_used_bytes is not None]
+        memory = [one.memory_used_bytes for one in rest if one.memory_used_bytes is not None]
+        busy = [one.utilization_ratio for one in rest if one.utilization_ratio is not None]
         kept.append(
-            ProcessUse(pid=None, process="other", memory_used_bytes=sum(known) if known else None)
+            ProcessUse(
+                pid=None,
+                process="other",
+                memory_used_bytes=sum(memory) if memory else None,
+                utilization_ratio=round(sum(busy), 6) if busy else None,
+            )
         )
     return kept
 

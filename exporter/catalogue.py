@@ -70,6 +70,11 @@ _GPU = (
     _gauge("gpu_up", "1 if the GPU answers, 0 if it is expected and does not."),
     _gauge("gpu_fault", "1 while the GPU is at fault, by reason; absent else.", "", ("reason",)),
     _gauge("gpu_temperature_celsius", "Core temperature.", "celsius"),
+    _gauge(
+        "gpu_temperature_margin_celsius",
+        "Distance to the nearest temperature at which the card slows down.",
+        "celsius",
+    ),
     _gauge("gpu_memory_temperature_celsius", "Memory temperature.", "celsius"),
     _gauge("gpu_temperature_threshold_celsius", "Policy: alert above this.", "celsius", ("level",)),
     _gauge(
@@ -85,6 +90,8 @@ _GPU = (
     _gauge("gpu_memory_threshold_bytes", "Policy: alert above this.", "bytes", ("level",)),
     _gauge("gpu_utilization_ratio", "Share of time in which a kernel ran.", "ratio"),
     _gauge("gpu_memory_utilization_ratio", "Share of time in which memory was used.", "ratio"),
+    _gauge("gpu_encoder_utilization_ratio", "Share of time in which video was encoded.", "ratio"),
+    _gauge("gpu_decoder_utilization_ratio", "Share of time in which video was decoded.", "ratio"),
     _counter("gpu_busy_seconds_total", "Utilization integrated over time.", "seconds"),
     _gauge(
         "gpu_saturated_duration_seconds",
@@ -132,11 +139,41 @@ _GPU = (
     _gauge(
         "gpu_xid_last_timestamp_seconds", "When this Xid was heard of last.", "seconds", ("xid",)
     ),
+    _gauge("gpu_pcie_link_generation", "Generation of the PCIe link now."),
+    _gauge("gpu_pcie_link_generation_max", "Generation that card and slot both have."),
+    _gauge("gpu_pcie_link_width", "Lanes of the PCIe link now."),
+    _gauge("gpu_pcie_link_width_max", "Lanes that card and slot both have."),
+    _counter("gpu_pcie_replays_total", "PCIe packets that were sent again."),
+    _gauge(
+        "gpu_pcie_throughput_bytes_per_second",
+        "PCIe traffic in the 20 ms that the driver looked; off unless configured.",
+        "bytes_per_second",
+        ("direction",),
+    ),
+    _gauge("gpu_nvlink_up", "1 if the link is up, 0 if not.", "", ("link",)),
+    _counter("gpu_nvlink_errors_total", "Errors of the link.", "", ("link", "kind")),
+    _counter("gpu_nvlink_bytes_total", "Data over all links.", "bytes", ("direction",)),
+    _gauge("gpu_mig_mode", "1 if the card is divided by MIG, 0 if not.", "", ("when",)),
+    Metric(
+        "gpu_mig_info",
+        Kind.INFO,
+        "A MIG device; join its memory by mig_uuid.",
+        labels=("mig_uuid", "gpu_instance", "compute_instance", "profile"),
+    ),
+    _gauge("gpu_mig_memory_total_bytes", "Memory of a MIG device.", "bytes", ("mig_uuid",)),
+    _gauge("gpu_mig_memory_used_bytes", "Memory that is allocated.", "bytes", ("mig_uuid",)),
+    _gauge("gpu_mig_memory_free_bytes", "Memory that can be allocated.", "bytes", ("mig_uuid",)),
     _gauge("gpu_processes", "Processes that use the GPU."),
     _gauge(
         "gpu_process_memory_used_bytes",
         "GPU memory of a process; process=other without a pid sums up those beyond the limit.",
         "bytes",
+        PROCESS_LABELS,
+    ),
+    _gauge(
+        "gpu_process_utilization_ratio",
+        "Share of time in which kernels of the process ran when it last computed.",
+        "ratio",
         PROCESS_LABELS,
     ),
     Metric(

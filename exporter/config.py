@@ -59,6 +59,7 @@ class Config:
 
     Attributes:
         process_limit: processes told apart on one GPU; the rest is summed up as `other`.
+        pcie_throughput: read it with the health, which takes the driver 40 ms for each GPU.
     """
 
     policy: Policy = field(default_factory=Policy)
@@ -66,6 +67,7 @@ class Config:
     intervals: Intervals = field(default_factory=Intervals)
     host_metrics: HostMetrics = field(default_factory=HostMetrics)
     process_limit: int = 128
+    pcie_throughput: bool = False
 
 
 class _Section:
@@ -97,6 +99,12 @@ class _Section:
             raise ConfigError(f"{self.at(key)}: {value} is not between {low:g} and {high:g}")
         return float(value)
 
+    def flag(self, key: str, *, default: bool) -> bool:
+        value = self._value.get(key, default)
+        if not isinstance(value, bool):
+            raise ConfigError(f"{self.at(key)}: expected true or false, got {value!r}")
+        return value
+
     def get(self, key: str, default: Any = None) -> Any:
         return self._value.get(key, default)
 
@@ -127,7 +135,10 @@ def parse(document: Any) -> Config:
     Raises:
         ConfigError: with the path of the key.
     """
-    known = ("thresholds", "overrides", "expected_gpus", "intervals", "host_metrics", "processes")
+    known = (
+        *("thresholds", "overrides", "expected_gpus", "intervals", "host_metrics"),
+        *("processes", "pcie"),
+    )
     root = _Section(document, "", known)
     processes = root.section("processes", "limit")
     return Config(
@@ -138,6 +149,7 @@ def parse(document: Any) -> Config:
         ),
         host_metrics=_host(root.section("host_metrics", "enabled", "mountpoints")),
         process_limit=int(processes.number("limit", Config().process_limit, 1, 4096)),
+        pcie_throughput=root.section("pcie", "throughput").flag("throughput", default=False),
     )
 
 
@@ -224,14 +236,12 @@ def _intervals(section: _Section) -> Intervals:
 
 
 def _host(section: _Section) -> HostMetrics:
-    enabled = section.get("enabled", True)
     mountpoints = section.get("mountpoints", ["/"])
-    if not isinstance(enabled, bool):
-        raise ConfigError(f"{section.at('enabled')}: expected true or false, got {enabled!r}")
     if not isinstance(mountpoints, list) or not all(
         isinstance(one, str) and one.startswith("/") for one in mountpoints
     ):
         raise ConfigError(f"{section.at('mountpoints')}: expected a list of absolute paths")
+    enabled = section.flag("enabled", default=True)
     return HostMetrics(enabled=enabled, mountpoints=tuple(mountpoints))
 
 

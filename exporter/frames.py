@@ -13,6 +13,9 @@ from exporter.readings import (
     DeviceHealth,
     DeviceInfo,
     FaultReason,
+    MigInstance,
+    NvLink,
+    PcieLink,
     ProcessUse,
     Sample,
     Spans,
@@ -212,6 +215,11 @@ _NESTED: dict[type[Any], dict[str, Callable[[Any], Any]]] = {
     Sample: {"clock_events": tuple, "fan_speed_ratios": tuple},
     ProcessesFrame: {"processes": _many(ProcessUse)},
     HealthFrame: {"health": _one(DeviceHealth), "errors": tuple},
+    DeviceHealth: {
+        "pcie": _one(PcieLink),
+        "nvlinks": _many(NvLink),
+        "mig_instances": _many(MigInstance),
+    },
     FaultFrame: {"reason": FaultReason},
 }
 

@@ -190,6 +190,7 @@ class GpuState:
             processes=None if processes is None else processes.processes,
             process_count=None if processes is None else processes.count,
             health=None if health is None else health.health,
+            health_age_seconds=None if health is None else max(0.0, now - health.monotonic),
             xids=xids,
             busy_seconds=None if sample is None else self._utilisation.busy_seconds,
             saturated_seconds=saturated,

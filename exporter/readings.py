@@ -69,6 +69,8 @@ class DeviceInfo:
         index: position in this enumeration; renumbered when a card drops. None when unknown.
         uuid: identity.
         pci_bus_id: as the driver writes it, for example `00000000:17:00.0`.
+        pcie_link_generation_max: that the card and its slot both have.
+        pcie_link_width_max: in lanes.
         clocks_max_hertz: by clock domain (`CLOCK_DOMAINS`).
         temperature_limits_celsius: the hardware's own, absolute: `slowdown`, `shutdown`,
             `memory_max`, `gpu_max`.
@@ -83,6 +85,8 @@ class DeviceInfo:
     power_limit_default_watts: float | None = None
     power_limit_min_watts: float | None = None
     power_limit_max_watts: float | None = None
+    pcie_link_generation_max: int | None = None
+    pcie_link_width_max: int | None = None
     clocks_max_hertz: Mapping[str, float] = field(default_factory=dict)
     temperature_limits_celsius: Mapping[str, float] = field(default_factory=dict)
 
@@ -92,6 +96,7 @@ class Sample:
     """One reading of one GPU.
 
     Attributes:
+        temperature_margin_celsius: to the nearest limit at which the card slows down.
         memory_used_bytes: without what the driver reserves, where it tells the two apart.
         utilization_ratio: share of the driver's last window in which a kernel ran, 0 to 1.
         power_limit_watts: the limit that is set now.
@@ -102,6 +107,7 @@ class Sample:
     """
 
     temperature_celsius: float | None = None
+    temperature_margin_celsius: float | None = None
     memory_temperature_celsius: float | None = None
     memory_total_bytes: int | None = None
     memory_used_bytes: int | None = None
@@ -109,6 +115,8 @@ class Sample:
     memory_reserved_bytes: int | None = None
     utilization_ratio: float | None = None
     memory_utilization_ratio: float | None = None
+    encoder_utilization_ratio: float | None = None
+    decoder_utilization_ratio: float | None = None
     power_watts: float | None = None
     power_limit_watts: float | None = None
     energy_joules: float | None = None
@@ -116,6 +124,54 @@ class Sample:
     clock_events: tuple[str, ...] | None = None
     fan_speed_ratios: tuple[float, ...] | None = None
     performance_state: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PcieLink:
+    """The PCIe link of a GPU; one that idles is slower.
+
+    Attributes:
+        width: in lanes.
+        replays: counter of packets that were sent again.
+        bytes_per_second: by direction (`transmit`, `receive`), seen from the GPU.
+    """
+
+    generation: int | None = None
+    width: int | None = None
+    replays: int | None = None
+    bytes_per_second: Mapping[str, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NvLink:
+    """One NVLink of a GPU.
+
+    Attributes:
+        up: it carries traffic, or would; None when it does not say.
+        errors: counters by kind: `replay`, `recovery`, `crc`; on NVLink 5 `link_recovery`,
+            `link_recovery_failed` and `receive`.
+    """
+
+    link: int
+    up: bool | None = None
+    errors: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class MigInstance:
+    """One MIG device of a GPU. Compute instances of one GPU instance share its memory.
+
+    Attributes:
+        profile: as the driver writes it, for example `1g.5gb`.
+    """
+
+    uuid: str
+    gpu_instance: int | None = None
+    compute_instance: int | None = None
+    profile: str = ""
+    memory_total_bytes: int | None = None
+    memory_used_bytes: int | None = None
+    memory_free_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +189,10 @@ class DeviceHealth:
         retired_pages: by cause (`single_bit`, `double_bit`), over the life of the card.
         recovery_action: what the driver asks for, of `RECOVERY_ACTIONS`;
             `UNKNOWN_RECOVERY_ACTION` is one that this version does not know.
+        nvlinks: None where there are none.
+        nvlink_bytes: counters over all links, by direction (`transmit`, `receive`).
+        mig_mode: whether it is divided, `current` and `pending` (from the next reset on).
+        mig_instances: empty while it is not divided.
     """
 
     clock_event_seconds: Mapping[str, float] | None = None
@@ -142,6 +202,11 @@ class DeviceHealth:
     row_remap_failure: bool | None = None
     retired_pages: Mapping[str, int] | None = None
     recovery_action: str | None = None
+    pcie: PcieLink | None = None
+    nvlinks: tuple[NvLink, ...] | None = None
+    nvlink_bytes: Mapping[str, int] | None = None
+    mig_mode: Mapping[str, bool] | None = None
+    mig_instances: tuple[MigInstance, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +219,8 @@ class ProcessUse:
         container_name: empty when it is in none; the beginning of the id where the name is not known.
         container_id: empty when it is in none.
         pod_uid: of its Kubernetes pod, empty when there is none.
+        utilization_ratio: share of time in which its kernels ran, when it last did since the last
+            look; None where it did not, or where that is not told.
     """
 
     pid: int | None
@@ -163,6 +230,7 @@ class ProcessUse:
     memory_used_bytes: int | None = None
     container_id: str = ""
     pod_uid: str = ""
+    utilization_ratio: float | None = None
 
 
 def clock_event_names(bits: int) -> tuple[str, ...]:

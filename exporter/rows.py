@@ -15,6 +15,7 @@ Row: TypeAlias = tuple[str, tuple[str, ...], float]
 
 _SAMPLE_GAUGES = (
     ("gpu_temperature_celsius", "temperature_celsius"),
+    ("gpu_temperature_margin_celsius", "temperature_margin_celsius"),
     ("gpu_memory_temperature_celsius", "memory_temperature_celsius"),
     ("gpu_memory_total_bytes", "memory_total_bytes"),
     ("gpu_memory_used_bytes", "memory_used_bytes"),
@@ -22,6 +23,8 @@ _SAMPLE_GAUGES = (
     ("gpu_memory_reserved_bytes", "memory_reserved_bytes"),
     ("gpu_utilization_ratio", "utilization_ratio"),
     ("gpu_memory_utilization_ratio", "memory_utilization_ratio"),
+    ("gpu_encoder_utilization_ratio", "encoder_utilization_ratio"),
+    ("gpu_decoder_utilization_ratio", "decoder_utilization_ratio"),
     ("gpu_power_watts", "power_watts"),
     ("gpu_power_limit_watts", "power_limit_watts"),
     ("gpu_energy_joules_total", "energy_joules"),
@@ -35,6 +38,18 @@ _INFO_GAUGES = (
     ("gpu_power_limit_default_watts", "power_limit_default_watts"),
     ("gpu_power_limit_min_watts", "power_limit_min_watts"),
     ("gpu_power_limit_max_watts", "power_limit_max_watts"),
+    ("gpu_pcie_link_generation_max", "pcie_link_generation_max"),
+    ("gpu_pcie_link_width_max", "pcie_link_width_max"),
+)
+_PCIE_GAUGES = (
+    ("gpu_pcie_link_generation", "generation"),
+    ("gpu_pcie_link_width", "width"),
+    ("gpu_pcie_replays_total", "replays"),
+)
+_MIG_GAUGES = (
+    ("gpu_mig_memory_total_bytes", "memory_total_bytes"),
+    ("gpu_mig_memory_used_bytes", "memory_used_bytes"),
+    ("gpu_mig_memory_free_bytes", "memory_free_bytes"),
 )
 
 
@@ -58,6 +73,9 @@ def steady_rows(view: GpuView, snapshot: Snapshot) -> Iterator[Row]:
         used = process.memory_used_bytes
         if used is not None:
             yield "gpu_process_memory_used_bytes", _process_labels(process), float(used)
+        if process.utilization_ratio is not None:
+            labels = _process_labels(process)
+            yield "gpu_process_utilization_ratio", labels, process.utilization_ratio
         if process.container_id or process.pod_uid:
             yield "gpu_process_info", _process_info_labels(process), 1.0
     if view.health is not None:
@@ -77,7 +95,9 @@ def steady_key(snapshot: Snapshot) -> object:
             view.thresholds,
             view.process_count,
             view.processes,
-            None if view.health is None else replace(view.health, clock_event_seconds=None),
+            None
+            if view.health is None
+            else replace(view.health, clock_event_seconds=None, nvlink_bytes=None),
             view.xids,
         )
         for view in snapshot.gpus
@@ -100,6 +120,7 @@ def gpu_rows(view: GpuView) -> Iterator[Row]:
         yield "gpu_saturated_duration_seconds", (), view.saturated_seconds
     if view.health is not None:
         yield from _by_label("gpu_clock_event_seconds_total", view.health.clock_event_seconds or {})
+        yield from _by_label("gpu_nvlink_bytes_total", view.health.nvlink_bytes or {})
 
 
 def exporter_rows(snapshot: Snapshot) -> Iterator[Row]:
@@ -167,6 +188,31 @@ def _health(health: DeviceHealth) -> Iterator[Row]:
     yield from _by_label("gpu_retired_pages_total", health.retired_pages or {})
     if health.recovery_action is not None:
         yield "gpu_recovery_action", (health.recovery_action,), 1.0
+    yield from _links(health)
+    yield from _mig(health)
+
+
+def _links(health: DeviceHealth) -> Iterator[Row]:
+    if health.pcie is not None:
+        yield from _present(health.pcie, _PCIE_GAUGES)
+        traffic = health.pcie.bytes_per_second or {}
+        yield from _by_label("gpu_pcie_throughput_bytes_per_second", traffic)
+    for nvlink in health.nvlinks or ():
+        link = str(nvlink.link)
+        if nvlink.up is not None:
+            yield "gpu_nvlink_up", (link,), float(nvlink.up)
+        for kind, count in nvlink.errors.items():
+            yield "gpu_nvlink_errors_total", (link, kind), float(count)
+
+
+def _mig(health: DeviceHealth) -> Iterator[Row]:
+    yield from _by_label("gpu_mig_mode", health.mig_mode or {})
+    for one in health.mig_instances or ():
+        ids = (one.gpu_instance, one.compute_instance)
+        numbers = ("" if number is None else str(number) for number in ids)
+        yield "gpu_mig_info", (one.uuid, *numbers, one.profile), 1.0
+        for metric, _, value in _present(one, _MIG_GAUGES):
+            yield metric, (one.uuid,), value
 
 
 def _present(values: object, names: tuple[tuple[str, str], ...]) -> Iterator[Row]:

@@ -126,7 +126,9 @@ def _worker_options(name: str, config: Config, options: ServiceOptions) -> Worke
     return WorkerOptions(
         backend=name,
         backend_options=BackendOptions(
-            simulator_url=options.simulator_url, replay_file=backends.replay_file(options.backend)
+            simulator_url=options.simulator_url,
+            replay_file=backends.replay_file(options.backend),
+            pcie_throughput=config.pcie_throughput,
         ),
         schedule=Schedule(
             sample=options.sample_interval,

@@ -27,6 +27,7 @@ class GpuView:
         sampled_at: time (epoch) of the last sample, also of one that is too old to be shown.
         age_seconds: of that sample, when the snapshot was taken.
         process_count: all processes, also those summed up as `other`.
+        health_age_seconds: of `health`, which is read more seldom than the sample.
         xids: Xid errors so far, also of a GPU that is down; None when nobody tells of them.
     """
 
@@ -40,6 +41,7 @@ class GpuView:
     processes: tuple[ProcessUse, ...] | None
     process_count: int | None
     health: DeviceHealth | None
+    health_age_seconds: float | None
     xids: tuple[XidCount, ...] | None
     busy_seconds: float | None
     saturated_seconds: float | None

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from exporter.backends import _nvml_health
+from exporter.backends import _nvml_health, _nvml_links, _nvml_mig, _nvml_processes
 from exporter.backends._nvml_buffers import Buffers
+from exporter.backends._nvml_mig import memory_info
+from exporter.backends._nvml_processes import read_processes
 from exporter.backends._nvml_reader import Call, Reader
 from exporter.backends.base import HealthResult, SampleResult
 from exporter.clock import Clock
@@ -47,7 +49,7 @@ _CALLS: Mapping[str, tuple[Call, ...]] = MappingProxyType(
         "pci_bus_id": (lambda n, h: n.nvmlDeviceGetPciInfo(h).busId,),
         "vbios_version": (lambda n, h: n.nvmlDeviceGetVbiosVersion(h),),
         "memory": (
-            lambda n, h: n.nvmlDeviceGetMemoryInfo(h, version=n.nvmlMemory_v2),
+            memory_info,
             lambda n, h: n.nvmlDeviceGetMemoryInfo(h),
         ),
         "power_limit_default": (lambda n, h: n.nvmlDeviceGetPowerManagementDefaultLimit(h),),
@@ -56,6 +58,9 @@ _CALLS: Mapping[str, tuple[Call, ...]] = MappingProxyType(
             lambda n, h: n.nvmlDeviceGetTemperatureV(h, n.NVML_TEMPERATURE_GPU),
             lambda n, h: n.nvmlDeviceGetTemperature(h, n.NVML_TEMPERATURE_GPU),
         ),
+        "temperature_margin": (lambda n, h: n.nvmlDeviceGetMarginTemperature(h),),
+        "encoder": (lambda n, h: n.nvmlDeviceGetEncoderUtilization(h)[0],),
+        "decoder": (lambda n, h: n.nvmlDeviceGetDecoderUtilization(h)[0],),
         "utilization": (lambda n, h: n.nvmlDeviceGetUtilizationRates(h),),
         "power": (lambda n, h: n.nvmlDeviceGetPowerUsage(h),),
         "power_limit": (lambda n, h: n.nvmlDeviceGetPowerManagementLimit(h),),
@@ -69,14 +74,6 @@ _CALLS: Mapping[str, tuple[Call, ...]] = MappingProxyType(
             lambda n, h: n.nvmlDeviceGetPowerState(h),
         ),
         "fans": (_fans,),
-        "compute_processes": (
-            lambda n, h: n.nvmlDeviceGetComputeRunningProcesses_v3(h),
-            lambda n, h: n.nvmlDeviceGetComputeRunningProcesses_v2(h),
-        ),
-        "graphics_processes": (
-            lambda n, h: n.nvmlDeviceGetGraphicsRunningProcesses_v3(h),
-            lambda n, h: n.nvmlDeviceGetGraphicsRunningProcesses_v2(h),
-        ),
         **{f"clock_{name}": (_clock(number),) for name, number in _NVML_CLOCKS.items()},
         **{f"clock_max_{name}": (_max_clock(number),) for name, number in _NVML_CLOCKS.items()},
         **{
@@ -84,6 +81,9 @@ _CALLS: Mapping[str, tuple[Call, ...]] = MappingProxyType(
             for name, number in _TEMPERATURE_LIMITS.items()
         },
         **_nvml_health.CALLS,
+        **_nvml_links.CALLS,
+        **_nvml_mig.CALLS,
+        **_nvml_processes.CALLS,
     }
 )
 
@@ -93,12 +93,14 @@ class Library:
     """The opened library, and what outlives the devices that were opened in it.
 
     Attributes:
+        pcie_throughput: read it, which takes the driver 40 ms.
         buffers: by uuid.
     """
 
     nvml: Any
     environment: Environment
     clock: Clock
+    pcie_throughput: bool = False
     buffers: dict[str, Buffers] = field(default_factory=dict)
 
 
@@ -115,6 +117,7 @@ class NvmlDevice:
         self.handle = handle
         self._library = library
         self._reader = Reader(library.nvml, handle, _CALLS, library.environment)
+        self._nvlinks = _nvml_links.NvLinks(self._reader)
         self._info = self._describe(index, str(library.nvml.nvmlDeviceGetUUID(handle)))
         self._buffers = library.buffers.setdefault(self._info.uuid, Buffers())
 
@@ -133,6 +136,7 @@ class NvmlDevice:
         now = self._library.clock.monotonic()
         sample = Sample(
             temperature_celsius=_scaled(read("temperature"), 1),
+            temperature_margin_celsius=_scaled(read("temperature_margin"), 1),
             memory_temperature_celsius=fields.get(_MEMORY_TEMPERATURE_FIELD),
             memory_total_bytes=memory and int(memory.total),
             memory_used_bytes=None if memory is None else int(memory.used),
@@ -140,6 +144,8 @@ class NvmlDevice:
             memory_reserved_bytes=_reserved(memory),
             utilization_ratio=None if utilization is None else _percent(utilization.gpu),
             memory_utilization_ratio=None if utilization is None else _percent(utilization.memory),
+            encoder_utilization_ratio=_percent(read("encoder")),
+            decoder_utilization_ratio=_percent(read("decoder")),
             power_watts=_scaled(read("power"), 1e-3),
             power_limit_watts=_scaled(read("power_limit"), 1e-3),
             energy_joules=self._energy(fields, now),
@@ -153,26 +159,15 @@ class NvmlDevice:
         return SampleResult(sample, self._reader.words(), utilization=spans)
 
     def processes(self) -> Sequence[ProcessUse] | None:
-        """Read pid and memory of each process.
-
-        A process that both computes and draws is in both lists with the same memory.
+        """Read pid, memory and utilisation of each process.
 
         Raises:
             DeviceFault: the GPU is lost or wants a reset.
             ReadingError: only the lists cannot be read.
         """
         self._reader.begin()
-        lists = [self._reader.read("compute_processes"), self._reader.read("graphics_processes")]
-        if lists == [None, None]:
-            if self._reader.failures:
-                raise ReadingError(self._reader.words()[0])
-            return None
-        memory: dict[int, int | None] = {}
-        for process in (one for each in lists if each is not None for one in each):
-            used = process.usedGpuMemory
-            known = memory.get(process.pid)
-            memory[process.pid] = known if used is None else max(int(used), known or 0)
-        return [ProcessUse(pid=pid, memory_used_bytes=used) for pid, used in memory.items()]
+        now = self._library.clock.monotonic()
+        return read_processes(self._reader, self._buffers.processes, now)
 
     def health(self) -> HealthResult:
         """Read what changes seldom.
@@ -182,7 +177,9 @@ class NvmlDevice:
             ReadingError: only this cannot be read.
         """
         self._reader.begin()
-        health = _nvml_health.read_health(self._reader)
+        health = _nvml_health.read_health(
+            self._reader, self._nvlinks, pcie_throughput=self._library.pcie_throughput
+        )
         if self._reader.failures and not self._reader.successes:
             raise ReadingError(self._reader.words()[0])
         return HealthResult(health, self._reader.words())
@@ -202,6 +199,8 @@ class NvmlDevice:
             power_limit_default_watts=_scaled(read("power_limit_default"), 1e-3),
             power_limit_min_watts=_scaled(low, 1e-3),
             power_limit_max_watts=_scaled(high, 1e-3),
+            pcie_link_generation_max=_nvml_links.link_number(read("pcie_generation_max")),
+            pcie_link_width_max=_nvml_links.link_number(read("pcie_width_max")),
             clocks_max_hertz=self._clocks("clock_max") or {},
             temperature_limits_celsius=self._temperature_limits(),
         )
@@ -232,8 +231,8 @@ def _scaled(value: float | None, factor: float) -> float | None:
     return None if value is None else round(value * factor, 3)
 
 
-def _percent(value: float) -> float | None:
-    return value / 100 if 0 <= value <= 100 else None
+def _percent(value: float | None) -> float | None:
+    return value / 100 if value is not None and 0 <= value <= 100 else None
 
 
 def _performance_state(value: int | None) -> int | None:

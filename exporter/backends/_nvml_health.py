@@ -1,4 +1,4 @@
-"""What NVML tells seldom: clock events over time, ECC, remapped rows, retired pages, recovery."""
+"""What NVML tells seldom: clock events over time, memory errors, recovery, links and MIG."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from exporter.backends._nvml_links import LINK_COUNT_FIELD, PCIE_REPLAY_FIELD, NvLinks, read_pcie
+from exporter.backends._nvml_mig import read_mig
 from exporter.backends._nvml_reader import Call, Reader
 from exporter.readings import RECOVERY_ACTIONS, UNKNOWN_RECOVERY_ACTION, DeviceHealth
 
@@ -34,6 +36,8 @@ _FIELDS = (
     _REMAP_PENDING,
     _REMAP_FAILURE,
     _RECOVERY_ACTION,
+    LINK_COUNT_FIELD,
+    PCIE_REPLAY_FIELD,
 )
 _VOLATILE = 0
 _NANO = 1e-9
@@ -57,7 +61,7 @@ CALLS: Mapping[str, tuple[Call, ...]] = MappingProxyType(
 )
 
 
-def read_health(reader: Reader) -> DeviceHealth:
+def read_health(reader: Reader, nvlinks: NvLinks, *, pcie_throughput: bool) -> DeviceHealth:
     """Read it all: one call for the fields, and a few for what has no field.
 
     Raises:
@@ -67,6 +71,8 @@ def read_health(reader: Reader) -> DeviceHealth:
     fields = reader.read_fields(_FIELDS)
     rows = _remapped(reader, fields)
     action = fields.get(_RECOVERY_ACTION)
+    links, traffic = nvlinks.read(fields)
+    mig_mode, mig_instances = read_mig(reader)
     return DeviceHealth(
         clock_event_seconds=_clock_events(fields),
         ecc_errors=_ecc_errors(reader, fields),
@@ -75,6 +81,11 @@ def read_health(reader: Reader) -> DeviceHealth:
         row_remap_failure=_flag(rows.get(_REMAP_FAILURE)),
         retired_pages=_counts(fields, _RETIRED),
         recovery_action=None if action is None else _action(int(action)),
+        pcie=read_pcie(reader, fields, throughput=pcie_throughput),
+        nvlinks=links,
+        nvlink_bytes=traffic,
+        mig_mode=mig_mode,
+        mig_instances=mig_instances,
     )
 
 

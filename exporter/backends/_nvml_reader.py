@@ -95,8 +95,12 @@ class Reader:
         self.successes += 1
         return value
 
-    def read_fields(self, numbers: Iterable[_FieldT]) -> dict[_FieldT, float]:
+    def read_fields(
+        self, numbers: Iterable[_FieldT], *, remember: bool = True
+    ) -> dict[_FieldT, float]:
         """Return the fields that can be read, by number: one call for all of them.
+
+        What is not supported is not asked for again, unless it is not to `remember`.
 
         Raises:
             DeviceFault, BackendError: as `read`.
@@ -107,6 +111,8 @@ class Reader:
         found: dict[_FieldT, float] = {}
         for start in range(0, len(wanted), _BATCH):
             self._read_batch(wanted[start : start + _BATCH], found)
+        if not remember:
+            self._unsupported.difference_update(wanted)
         return found
 
     def _read_batch(self, wanted: list[_FieldT], found: dict[_FieldT, float]) -> None:

@@ -22,12 +22,14 @@ class BackendOptions:
     Attributes:
         simulator_url: base URL, for the simulated backend.
         replay_file: absolute path of a capture, for the replay backend.
+        pcie_throughput: read it, which takes a driver 40 ms each time.
         timeout_seconds: for calls that can be bounded (HTTP); a driver call cannot.
     """
 
     simulator_url: str = ""
     replay_file: str = ""
     timeout_seconds: float = 5.0
+    pcie_throughput: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,9 +17,11 @@ from exporter.errors import DeviceFault
 from exporter.frames import FailedDevice
 
 
-def create(options: BackendOptions) -> NvmlBackend:  # noqa: ARG001  the contract's signature
+def create(options: BackendOptions) -> NvmlBackend:
     """Make the backend; the library is loaded when it is opened."""
-    return NvmlBackend(pynvml, Environment(), SystemClock())
+    return NvmlBackend(
+        pynvml, Environment(), SystemClock(), pcie_throughput=options.pcie_throughput
+    )
 
 
 class NvmlBackend:
@@ -27,10 +29,12 @@ class NvmlBackend:
 
     name = "nvml"
 
-    def __init__(self, nvml: Any, environment: Environment, clock: Clock) -> None:
+    def __init__(
+        self, nvml: Any, environment: Environment, clock: Clock, *, pcie_throughput: bool = False
+    ) -> None:
         self._nvml = nvml
         self._environment = environment
-        self._library = Library(nvml, environment, clock)
+        self._library = Library(nvml, environment, clock, pcie_throughput)
         self._initialised = False
 
     def open(self) -> Enumeration:

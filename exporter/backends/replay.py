@@ -19,6 +19,7 @@ from exporter.capture.file import (
     FIELD_MEMBERS,
     FIELD_VALUES,
     OPEN,
+    OPEN_MIG,
     SAMPLES,
     Answer,
     Call,
@@ -89,6 +90,8 @@ class ReplayLibrary:
         result = self._result(asked)
         if name == SAMPLES:
             return _samples(result)
+        if name == OPEN_MIG:
+            return f"{gpu}/{arguments[0]}"
         # The index is handle enough.
         return arguments[0] if name == OPEN else _object(result)
 
@@ -98,7 +101,7 @@ class ReplayLibrary:
             raise pynvml.NVMLError(answer.error)
         return answer.result
 
-    def _fields(self, gpu: int | None, wanted: Sequence[Any]) -> list[SimpleNamespace]:
+    def _fields(self, gpu: int | str | None, wanted: Sequence[Any]) -> list[SimpleNamespace]:
         batch = Call(FIELD_VALUES, gpu)
         if batch in self._answers:
             self._result(batch)

@@ -27,6 +27,7 @@ from exporter.errors import CaptureError
 VERSION = 1
 RECORDED = "recorded"
 OPEN = "nvmlDeviceGetHandleByIndex"
+OPEN_MIG = "nvmlDeviceGetMigDeviceHandleByIndex"
 FIELD_VALUES = "nvmlDeviceGetFieldValues"
 SAMPLES = "nvmlDeviceGetSamples"
 # Their last argument says since when, which is another one each time.
@@ -60,13 +61,14 @@ class Call:
     """One call of the driver's library, without the library's own handle.
 
     Attributes:
-        gpu: the index by which the GPU was opened; None for a call that is about no GPU.
+        gpu: the index by which the GPU was opened, for a MIG device of it `GPU/INDEX`; None for a
+            call that is about no GPU.
         arguments: positional ones after the handle.
         named: the others, by name.
     """
 
     function: str
-    gpu: int | None = None
+    gpu: int | str | None = None
     arguments: tuple[Any, ...] = ()
     named: tuple[tuple[str, Any], ...] = ()
 
@@ -196,7 +198,7 @@ def _entry(body: Mapping[str, Any]) -> tuple[Call, Answer]:
     gpu = body.get("gpu")
     call = Call(
         str(body["call"]),
-        None if gpu is None else int(gpu),
+        _place(gpu),
         tuple(_hashable(one) for one in body.get("args", ())),
         tuple(sorted((name, _hashable(value)) for name, value in body.get("named", {}).items())),
     )
@@ -209,6 +211,13 @@ def _entry(body: Mapping[str, Any]) -> tuple[Call, Answer]:
         seconds=body.get("seconds"),
         hung=bool(body.get("hung", False)),
     )
+
+
+def _place(gpu: Any) -> int | str | None:
+    if isinstance(gpu, str) and "/" in gpu:
+        card, _, mig = gpu.partition("/")
+        return f"{int(card)}/{int(mig)}"
+    return None if gpu is None else int(gpu)
 
 
 def _hashable(value: Any) -> Any:

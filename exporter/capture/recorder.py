@@ -13,6 +13,7 @@ from exporter.capture.file import (
     FIELD_MEMBERS,
     FIELD_VALUES,
     OPEN,
+    OPEN_MIG,
     SAMPLES,
     Answer,
     Call,
@@ -74,7 +75,7 @@ class Recorder:
         self._write = write
         self._clock = clock
         self._disguise = disguise
-        self._gpus: dict[int | None, int] = {}
+        self._gpus: dict[int | None, int | str] = {}
         self._lock = threading.Lock()
         self._pending: tuple[Call, float] | None = None
 
@@ -117,7 +118,9 @@ class Recorder:
                 self._pending = None
         if name == OPEN:
             self._gpus[_key(result)] = arguments[0]
-        self._note(call, Answer(None if name == OPEN else result), started)
+        if name == OPEN_MIG:
+            self._gpus[_key(result)] = f"{call.gpu}/{arguments[1]}"
+        self._note(call, Answer(None if name in (OPEN, OPEN_MIG) else result), started)
         return result
 
     def _call(self, name: str, arguments: Sequence[Any], named: Mapping[str, Any]) -> Call:

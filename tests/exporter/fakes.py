@@ -21,7 +21,16 @@ from exporter.frames import (
 from exporter.gpu_state import Deadlines
 from exporter.inventory import Inventory
 from exporter.policy import Policy
-from exporter.readings import CLOCK_DOMAINS, DeviceHealth, DeviceInfo, ProcessUse, Sample
+from exporter.readings import (
+    CLOCK_DOMAINS,
+    DeviceHealth,
+    DeviceInfo,
+    MigInstance,
+    NvLink,
+    PcieLink,
+    ProcessUse,
+    Sample,
+)
 from exporter.store import Store
 from exporter.xid_ledger import XidLedger
 
@@ -54,6 +63,8 @@ def info(index: int = 0, **more) -> DeviceInfo:
         "power_limit_default_watts": 400.0,
         "power_limit_min_watts": 100.0,
         "power_limit_max_watts": 400.0,
+        "pcie_link_generation_max": 4,
+        "pcie_link_width_max": 16,
         "clocks_max_hertz": dict.fromkeys(CLOCK_DOMAINS, 1.4e9),
         "temperature_limits_celsius": {"slowdown": 89.0, "shutdown": 92.0},
     }
@@ -63,6 +74,7 @@ def info(index: int = 0, **more) -> DeviceInfo:
 def sample(**more) -> Sample:
     values = {
         "temperature_celsius": 60.0,
+        "temperature_margin_celsius": 29.0,
         "memory_temperature_celsius": 65.0,
         "memory_total_bytes": 40 * GIB,
         "memory_used_bytes": 10 * GIB,
@@ -70,6 +82,8 @@ def sample(**more) -> Sample:
         "memory_reserved_bytes": 1 * GIB,
         "utilization_ratio": 0.5,
         "memory_utilization_ratio": 0.25,
+        "encoder_utilization_ratio": 0.1,
+        "decoder_utilization_ratio": 0.0,
         "power_watts": 210.0,
         "power_limit_watts": 400.0,
         "energy_joules": 1234.5,
@@ -93,6 +107,11 @@ def health(**more) -> DeviceHealth:
         "row_remap_failure": False,
         "retired_pages": {"single_bit": 0, "double_bit": 2},
         "recovery_action": "none",
+        "pcie": PcieLink(4, 16, 0, {"transmit": 2048, "receive": 1024}),
+        "nvlinks": (NvLink(0, up=True, errors={"replay": 1, "crc": 0}), NvLink(1, up=False)),
+        "nvlink_bytes": {"transmit": 4096, "receive": 8192},
+        "mig_mode": {"current": True, "pending": True},
+        "mig_instances": (MigInstance("MIG-0", 1, 0, "1g.5gb", 5 * GIB, 1 * GIB, 4 * GIB),),
     }
     return DeviceHealth(**{**values, **more})
 

@@ -32,8 +32,11 @@ def test_a_whole_file() -> None:
             "intervals": {"processes": 30, "fault_after": 10},
             "host_metrics": {"enabled": False, "mountpoints": ["/", "/data"]},
             "processes": {"limit": 16},
+            "pcie": {"throughput": True},
         }
     )
+    assert config.pcie_throughput
+    assert not Config().pcie_throughput
     assert config.expected_gpus == ("GPU-a", "GPU-b")
     assert config.policy.default.memory.budget_bytes == 40 * GIB
     assert config.intervals.processes == 30

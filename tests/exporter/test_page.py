@@ -52,7 +52,8 @@ def full() -> Bench:
     for uuid in ("GPU-0", "GPU-1"):
         bench.sample(uuid, errors=("timeout",))
         bench.processes(
-            uuid, ProcessUse(4, "ollama", "ollama.service", "llm", 3 * 2**30, "3f1d" * 16, "b6a1")
+            uuid,
+            ProcessUse(4, "ollama", "ollama.service", "llm", 3 * 2**30, "3f1d" * 16, "b6a1", 0.5),
         )
         bench.health(uuid)
         bench.xid(uuid, 79)

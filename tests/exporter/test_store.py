@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from exporter import api
 from exporter.frames import (
     BackendFrame,
     FailedDevice,
@@ -159,6 +160,20 @@ def test_health_grows_old_and_goes_with_a_fault() -> None:
     fault(bench, "GPU-0", FaultReason.RESET_REQUIRED)
     bench.sample()
     assert bench.gpu().health is None
+
+
+def test_what_is_read_seldom_has_a_time_of_its_own() -> None:
+    bench = Bench()
+    bench.sample()
+    assert api.gpu(bench.gpu(), bench.store.snapshot())["health_timestamp"] is None
+    bench.health(recovery_action="reset")
+    read_at = bench.clock.time()
+    for _ in range(12):
+        bench.advance(1.0)
+        bench.sample()
+    shown = api.gpu(bench.gpu(), bench.store.snapshot())
+    assert (shown["recovery_action"], shown["health_timestamp"]) == ("reset", read_at)
+    assert shown["timestamp"] == read_at + 12
 
 
 def test_a_picture_is_complete_when_each_collection_was_made_or_failed() -> None:

@@ -1,0 +1,129 @@
+"""PCIe and NVLink of one GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from exporter.backends._nvml_reader import Call, Reader
+from exporter.readings import NvLink, PcieLink
+
+LINK_COUNT_FIELD = 91
+PCIE_REPLAY_FIELD = 94
+_STATE_FIELD = 165
+# Up is what carries traffic: active, or asleep until there is some.
+_UP_STATES = (1, 2)
+# By kind: those of NVLink 5 (Blackwell) come instead of the first three.
+_ERROR_FIELDS = {
+    "replay": 161,
+    "recovery": 162,
+    "crc": 163,
+    "link_recovery": 215,
+    "link_recovery_failed": 214,
+    "receive": 208,
+}
+_TRAFFIC_FIELDS = {"transmit": 138, "receive": 139}
+_ALL_LINKS = 0xFFFFFFFF
+_MOST_LINKS = 36
+_KIB = 1024
+# `nvmlPcieUtilCounter_t`
+_PCIE_DIRECTIONS = {"transmit": 0, "receive": 1}
+
+
+def _throughput(counter: int) -> Call:
+    return lambda nvml, handle: nvml.nvmlDeviceGetPcieThroughput(handle, counter)
+
+
+def _link_state(link: int) -> Call:
+    return lambda nvml, handle: nvml.nvmlDeviceGetNvLinkState(handle, link)
+
+
+CALLS: Mapping[str, tuple[Call, ...]] = MappingProxyType(
+    {
+        "pcie_generation": (lambda n, h: n.nvmlDeviceGetCurrPcieLinkGeneration(h),),
+        "pcie_width": (lambda n, h: n.nvmlDeviceGetCurrPcieLinkWidth(h),),
+        "pcie_generation_max": (lambda n, h: n.nvmlDeviceGetMaxPcieLinkGeneration(h),),
+        "pcie_width_max": (lambda n, h: n.nvmlDeviceGetMaxPcieLinkWidth(h),),
+        "pcie_replays": (lambda n, h: n.nvmlDeviceGetPcieReplayCounter(h),),
+        **{f"pcie_{name}": (_throughput(number),) for name, number in _PCIE_DIRECTIONS.items()},
+    }
+)
+
+
+def read_pcie(reader: Reader, fields: Mapping[int, float], *, throughput: bool) -> PcieLink | None:
+    """Read the PCIe link; its throughput only if asked to: that takes the driver 20 ms each way.
+
+    Raises:
+        DeviceFault: the GPU is lost or wants a reset.
+        BackendError: the driver is gone for all.
+    """
+    replays: Any = fields.get(PCIE_REPLAY_FIELD)
+    if replays is None:
+        replays = reader.read("pcie_replays")
+    link = PcieLink(
+        generation=link_number(reader.read("pcie_generation")),
+        width=link_number(reader.read("pcie_width")),
+        replays=None if replays is None else int(replays),
+        bytes_per_second=_pcie_traffic(reader) if throughput else None,
+    )
+    return None if link == PcieLink() else link
+
+
+def link_number(value: int | None) -> int | None:
+    """Return a generation or a width; zero is how some drivers spell "no PCIe"."""
+    return value or None
+
+
+def _pcie_traffic(reader: Reader) -> dict[str, int] | None:
+    read = {name: reader.read(f"pcie_{name}") for name in _PCIE_DIRECTIONS}
+    return {name: value * _KIB for name, value in read.items() if value is not None} or None
+
+
+class NvLinks:
+    """The NVLinks of one GPU: two batches of fields, whatever their number is."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self._kinds: Mapping[str, int] = _ERROR_FIELDS
+
+    def read(
+        self, fields: Mapping[int, float]
+    ) -> tuple[tuple[NvLink, ...] | None, dict[str, int] | None]:
+        """Return the links, and the bytes of all of them by direction; None where there are none.
+
+        Raises:
+            DeviceFault, BackendError: as `read_pcie`.
+        """
+        count = min(int(fields.get(LINK_COUNT_FIELD, 0)), _MOST_LINKS)
+        if count == 0:
+            return None, None
+        numbers = (_STATE_FIELD, *self._kinds.values())
+        wanted = [(number, link) for link in range(count) for number in numbers]
+        # A link that is down has no counters: that says nothing about when it is up again.
+        found = self._reader.read_fields(wanted, remember=False)
+        links = tuple(self._link(link, found) for link in range(count))
+        if any(link.up for link in links):
+            told = {kind for link in links for kind in link.errors}
+            self._kinds = {kind: one for kind, one in _ERROR_FIELDS.items() if kind in told}
+        return links, self._traffic()
+
+    def _link(self, link: int, found: Mapping[tuple[int, int], float]) -> NvLink:
+        state = found.get((_STATE_FIELD, link))
+        if state is None:
+            state = self._reader.ask(f"nvlink_state_{link}", _link_state(link))
+        errors = {
+            kind: int(found[number, link])
+            for kind, number in self._kinds.items()
+            if (number, link) in found
+        }
+        return NvLink(link, None if state is None else int(state) in _UP_STATES, errors)
+
+    def _traffic(self) -> dict[str, int] | None:
+        wanted = [(number, _ALL_LINKS) for number in _TRAFFIC_FIELDS.values()]
+        found = self._reader.read_fields(wanted)
+        return {
+            name: int(found[number, _ALL_LINKS]) * _KIB
+            for name, number in _TRAFFIC_FIELDS.items()
+            if (number, _ALL_LINKS) in found
+        } or None
