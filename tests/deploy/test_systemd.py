@@ -91,9 +91,11 @@ def unit(name: str) -> configparser.RawConfigParser:
     ],
 )
 def test_systemd_understands_every_line(name, drop_in, installed, tmp_path):
-    text = (UNITS / name).read_text().replace(INSTALLED, str(tmp_path / INSTALLED.lstrip("/")))
+    # Its socket stands beside a service, and the other way round.
+    for one in (*UNITS.glob("*.service"), *UNITS.glob("*.socket")):
+        text = one.read_text().replace(INSTALLED, str(tmp_path / INSTALLED.lstrip("/")))
+        (tmp_path / one.name).write_text(text)
     file = tmp_path / name
-    file.write_text(text)
     if drop_in:
         (tmp_path / f"{name}.d").mkdir()
         shutil.copy(UNITS / drop_in, tmp_path / f"{name}.d")
@@ -210,6 +212,16 @@ def test_the_shipped_helper_yml_allows_caps_and_offers_the_rest(tmp_path: Path) 
         file.chmod(0o644)
         policy = load_policy(file)
         assert (set(policy.allow), policy.cards) == (allowed, "all")
+
+
+def test_the_kernel_log_takes_one_capability_and_only_by_the_drop_in():
+    assert unit("gpu-exporter.service")["Service"]["CapabilityBoundingSet"] == ""
+    assert dict(unit("kernel-log.conf")["Service"]) == {
+        "CapabilityBoundingSet": "CAP_SYSLOG",
+        "AmbientCapabilities": "CAP_SYSLOG",
+        "ProtectKernelLogs": "no",
+        "DeviceAllow": f"{exporter_options.parse(['serve'], {}).kmsg} r",
+    }
 
 
 def test_the_exporter_is_shown_the_token_that_the_remediators_file_names():
