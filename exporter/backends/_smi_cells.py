@@ -25,7 +25,7 @@ _FAULTS = {
     "gpu requires reset": FaultReason.RESET_REQUIRED,
     "gpu reset required": FaultReason.RESET_REQUIRED,
 }
-_FLAGS = {"yes": True, "no": False, "1": True, "0": False}
+_FLAGS = {"yes": True, "no": False, "1": True, "0": False, "enabled": True, "disabled": False}
 
 
 def split(line: str, count: int) -> list[str]:
@@ -84,7 +84,7 @@ class Cells:
         return None if value is None or not 0 <= value <= 100 else value / 100
 
     def flag(self, name: str) -> bool | None:
-        """Return yes or no."""
+        """Return yes or no, also where it says enabled or disabled."""
         text = self.text(name)
         return None if text is None else _FLAGS.get(text.lower())
 

@@ -17,6 +17,7 @@ from exporter.readings import (
     DeviceHealth,
     DeviceInfo,
     FaultReason,
+    PcieLink,
     ProcessUse,
     Sample,
     clock_event_names,
@@ -46,11 +47,14 @@ STATIC: Mapping[str, tuple[str, ...]] = {
     "power_default": ("power.default_limit",),
     "power_min": ("power.min_limit",),
     "power_max": ("power.max_limit",),
+    "pcie_generation_max": ("pcie.link.gen.max",),
+    "pcie_width_max": ("pcie.link.width.max",),
     **{f"clock_{name}": (f"clocks.max.{field}",) for name, field in _SMI_CLOCKS.items()},
     "name": ("name",),
 }
 SAMPLE: Mapping[str, tuple[str, ...]] = {
     "temperature": ("temperature.gpu",),
+    "temperature_margin": ("temperature.gpu.tlimit",),
     "memory_temperature": ("temperature.memory",),
     "memory_total": ("memory.total",),
     "memory_used": ("memory.used",),
@@ -58,6 +62,8 @@ SAMPLE: Mapping[str, tuple[str, ...]] = {
     "memory_reserved": ("memory.reserved",),
     "utilization": ("utilization.gpu",),
     "memory_utilization": ("utilization.memory",),
+    "encoder": ("utilization.encoder",),
+    "decoder": ("utilization.decoder",),
     "power": ("power.draw",),
     "power_limit": ("power.limit",),
     "clock_events": ("clocks_event_reasons.active", "clocks_throttle_reasons.active"),
@@ -79,6 +85,10 @@ HEALTH: Mapping[str, tuple[str, ...]] = {
     "single_bit": ("retired_pages.single_bit_ecc.count",),
     "double_bit": ("retired_pages.double_bit.count",),
     "recovery_action": ("gpu_recovery_action",),
+    "pcie_generation": ("pcie.link.gen.gpucurrent", "pcie.link.gen.current"),
+    "pcie_width": ("pcie.link.width.current",),
+    "mig_current": ("mig.mode.current",),
+    "mig_pending": ("mig.mode.pending",),
 }
 
 
@@ -172,6 +182,8 @@ def info_of(uuid: str, cells: Cells) -> DeviceInfo:
         power_limit_default_watts=cells.number("power_default"),
         power_limit_min_watts=cells.number("power_min"),
         power_limit_max_watts=cells.number("power_max"),
+        pcie_link_generation_max=cells.whole("pcie_generation_max") or None,
+        pcie_link_width_max=cells.whole("pcie_width_max") or None,
         clocks_max_hertz=_clocks(cells) or {},
     )
 
@@ -181,6 +193,7 @@ def sample_of(cells: Cells) -> Sample:
     events, fan, state = cells.bits("clock_events"), cells.share("fan"), cells.text("state")
     return Sample(
         temperature_celsius=cells.number("temperature"),
+        temperature_margin_celsius=cells.number("temperature_margin"),
         memory_temperature_celsius=cells.number("memory_temperature"),
         memory_total_bytes=cells.whole("memory_total", _MIB),
         memory_used_bytes=cells.whole("memory_used", _MIB),
@@ -188,6 +201,8 @@ def sample_of(cells: Cells) -> Sample:
         memory_reserved_bytes=cells.whole("memory_reserved", _MIB),
         utilization_ratio=cells.share("utilization"),
         memory_utilization_ratio=cells.share("memory_utilization"),
+        encoder_utilization_ratio=cells.share("encoder"),
+        decoder_utilization_ratio=cells.share("decoder"),
         power_watts=cells.number("power"),
         power_limit_watts=cells.number("power_limit"),
         clocks_hertz=_clocks(cells),
@@ -206,7 +221,20 @@ def _health_of(cells: Cells) -> DeviceHealth:
         row_remap_failure=cells.flag("remap_failure"),
         retired_pages=_counts(cells, ("single_bit", "double_bit")),
         recovery_action=_recovery_action(cells.text("recovery_action")),
+        pcie=_pcie(cells),
+        mig_mode=_mig_mode(cells),
     )
+
+
+def _pcie(cells: Cells) -> PcieLink | None:
+    generation, width = cells.whole("pcie_generation"), cells.whole("pcie_width")
+    link = PcieLink(generation or None, width or None)
+    return None if link == PcieLink() else link
+
+
+def _mig_mode(cells: Cells) -> dict[str, bool] | None:
+    told = {when: cells.flag(f"mig_{when}") for when in ("current", "pending")}
+    return {when: mode for when, mode in told.items() if mode is not None} or None
 
 
 def _ecc(cells: Cells) -> dict[str, dict[str, int]] | None:

@@ -15,7 +15,7 @@ from exporter.backends.nvidia_smi import NvidiaSmiBackend
 from exporter.config import Config, Intervals
 from exporter.environment import Environment
 from exporter.errors import BackendError, DeviceFault, ReadingError
-from exporter.readings import BackendReason, DeviceHealth, FaultReason, Sample
+from exporter.readings import BackendReason, DeviceHealth, FaultReason, PcieLink, Sample
 from exporter.service import Service, ServiceOptions
 from tests.exporter.fake_smi import FakeSmi
 from tests.exporter.fakes import FakeClock
@@ -72,12 +72,27 @@ def test_units_are_base_units(backend) -> None:
         memory_reserved_bytes=512 * MIB,
         utilization_ratio=0.97,
         memory_utilization_ratio=0.3,
+        encoder_utilization_ratio=0.05,
+        decoder_utilization_ratio=0,
         power_watts=210.53,
         power_limit_watts=320,
         clocks_hertz={"graphics": 1.2e9, "sm": 1.2e9, "memory": 1.215e9, "video": 1.1e9},
         clock_events=("sw_power_cap", "hw_thermal_slowdown"),
         performance_state=0,
     )
+
+
+def test_what_newer_and_older_drivers_tell_of_margins_and_links(smi, tmp_path) -> None:
+    smi.unknown = ["utilization.encoder", "utilization.decoder", "pcie.link.gen.gpucurrent"]
+    smi.set(
+        0, temperature__gpu__tlimit="-2", mig__mode__current="[N/A]", mig__mode__pending="[N/A]"
+    )
+    device = NvidiaSmiBackend(Environment(tmp_path), FakeClock()).open().devices[0]
+    read, health = device.sample(), device.health()
+    assert read.sample.temperature_margin_celsius == -2
+    assert (read.sample.encoder_utilization_ratio, read.errors) == (None, ())
+    assert (health.health.pcie, health.errors) == (PcieLink(3, 8), ())
+    assert health.health.mig_mode is None
 
 
 def test_health_in_the_same_words_as_every_backend(smi, backend) -> None:
@@ -93,7 +108,10 @@ def test_health_in_the_same_words_as_every_backend(smi, backend) -> None:
         row_remap_pending=True,
         row_remap_failure=False,
         recovery_action="none",
+        pcie=PcieLink(4, 8),
+        mig_mode={"current": False, "pending": True},
     )
+    assert (first.info.pcie_link_generation_max, first.info.pcie_link_width_max) == (4, 16)
     health = second.health().health
     assert health.recovery_action == "drain_and_reset"
     assert health.ecc_errors["corrected"] == {"all": 3}
@@ -134,8 +152,9 @@ def test_an_older_driver_is_asked_for_what_it_knows(smi, backend) -> None:
 def test_a_driver_that_knows_none_of_the_health_fields(smi, backend) -> None:
     backend.open()
     asked = {field for call in smi.calls() if "--query-gpu" in str(call) for field in fields(call)}
-    smi.unknown = [field for field in asked if field.startswith(("ecc", "retired", "remapped",
-                   "gpu_recovery", "clocks_event_reasons_counters"))]  # fmt: skip
+    smi.unknown = ["pcie.link.gen.current"]
+    smi.unknown += [field for field in asked if field.startswith(("ecc", "retired", "remapped",
+                    "gpu_recovery", "clocks_event_reasons_counters", "pcie", "mig"))]  # fmt: skip
     smi.publish()
     assert backend.open().devices[0].health().health == DeviceHealth()
 
