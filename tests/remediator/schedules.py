@@ -85,10 +85,11 @@ def draw(seed: int) -> Schedule:
     firings: list[Firing] = []
     moment = 10.0
     for _ in range(rng.randint(1, 3)):
-        # A firing is longer than the clocks differ, and begins later than drift explains.
+        # A firing, and the time between two, is longer than the clocks differ: otherwise nobody can
+        # tell the end of one from the beginning of the next.
         length = rng.choice([rng.uniform(70, 200), rng.uniform(200, 1500)])
         firings.append(Firing(moment, moment + length))
-        moment += length + rng.choice([rng.uniform(1, 20), rng.uniform(60, 900)])
+        moment += length + abs(skew) + rng.choice([rng.uniform(4, 20), rng.uniform(60, 900)])
     events = [one for firing in firings for one in _told(rng, firing, skew)]
     deaf = _deafness(rng, moment)
     heard = [one for one in events if not any(a <= one.at < b for a, b in deaf)]
