@@ -187,6 +187,7 @@ def _xid(one: XidCount) -> Json:
         "meaning": row.meaning if row else "",
         "severity": str(row.severity) if row else "unknown",
         "action": str(row.action) if row else "unknown",
+        "contested": row.contested if row else "",
     }
 
 

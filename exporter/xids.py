@@ -1,4 +1,4 @@
-"""The table of Xid errors, `xids.yml`: code, severity, what to do, meaning."""
+"""The table of Xid errors, `xids.yml`: code, severity, what to do, meaning, who contests it."""
 
 from __future__ import annotations
 
@@ -46,12 +46,14 @@ class Xid:
 
     Attributes:
         meaning: a short label; empty for a code that the catalogue does not name.
+        contested: who sees it otherwise; empty where all agree.
     """
 
     xid: int
     severity: Severity
     action: Remedy
     meaning: str = ""
+    contested: str = ""
 
 
 @cache
@@ -79,6 +81,7 @@ def parse(text: str) -> Mapping[int, Xid]:
                 Severity(row["severity"]),
                 Remedy(row["action"]),
                 str(row.get("meaning", "")),
+                str(row.get("contested", "")),
             )
             for row in yaml.safe_load(text)["xids"]
         ]

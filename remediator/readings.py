@@ -26,13 +26,15 @@ class Process:
 class XidSeen:
     """One kind of Xid error of a card: when it came last (Unix seconds), and its catalogue entry.
 
-    `action` is what NVIDIA's catalogue says to do at once, like `reset_gpu` or `restart_app`.
+    `action` is what NVIDIA's catalogue says to do at once, like `reset_gpu` or `restart_app`;
+    `contested` is who sees that otherwise, empty where nobody is known to.
     """
 
     xid: int
     last_seen: float | None
     action: str
     meaning: str = ""
+    contested: str = ""
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,7 @@ def _xids(raw: object) -> tuple[XidSeen, ...] | None:
             last_seen=number(one.get("last_timestamp")),
             action=str(one.get("action") or "unknown"),
             meaning=str(one.get("meaning") or ""),
+            contested=str(one.get("contested") or ""),
         )
         for one in raw
         if isinstance(one, Mapping) and isinstance(one.get("xid"), int)

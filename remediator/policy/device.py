@@ -95,9 +95,13 @@ def _by_xids(evidence: DeviceEvidence) -> DeviceVerdict:
     """The driver does not say what it wants, as before driver 555."""
     if evidence.fault == "reset_required":
         return DeviceVerdict("reset", "it refuses work until it is reset")
-    found = _of(evidence, "reset_gpu")
-    if found is not None:
-        return DeviceVerdict("reset", f"{_named(found)}, and the driver gives no recovery action")
+    resets = [xid for xid in evidence.xids or () if xid.action == "reset_gpu"]
+    agreed = next((xid for xid in resets if not xid.contested), None)
+    if agreed is not None:
+        return DeviceVerdict("reset", f"{_named(agreed)}, and the driver gives no recovery action")
+    if resets:
+        sentence = f"{_named(resets[0])}, but not all agree: {resets[0].contested}"
+        return DeviceVerdict("not_ours", f"{sentence}; a person has to decide")
     for action in ("restart_vm", "inspect", "contact_support", "check_power_cables"):
         found = _of(evidence, action)
         if found is not None:
