@@ -105,6 +105,24 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         return int(self.total_outbufs_len)
 
     @property
+    def unfinished_bytes(self) -> int:
+        """How much is kept of a request of which a part is still to come."""
+        request = self.request
+        if request is None or self.requests:
+            return 0
+        return int(request.header_bytes_received + request.body_bytes_received)
+
+    @property
+    def is_asking(self) -> bool:
+        """Whether a request has begun, or the first is awaited."""
+        return self._phase is Phase.ASKING
+
+    @property
+    def peer(self) -> str:
+        """The address of the client."""
+        return str(self.addr[0])
+
+    @property
     def since(self) -> float:
         """When what it waits for began (monotonic)."""
         return self._since
@@ -129,6 +147,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
 
     def received(self, data: bytes) -> bool:
         """Take bytes of a request."""
+        self.server.received_bytes += len(data)
         took = bool(super().received(data))
         self._has_asked = self._has_asked or self.request is None
         return took

@@ -7,9 +7,10 @@ from wsgiref.types import WSGIApplication
 from serving import channel as web_channel
 from serving.channel import Patience
 from serving.clock import Clock, SystemClock
+from serving.crowd import Capacity
 from serving.live import LiveConfig
 from serving.password import Password
-from serving.server import Capacity, Server
+from serving.server import Server
 
 
 def open_door(

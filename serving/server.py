@@ -8,7 +8,6 @@ import logging
 import resource
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 from wsgiref.types import WSGIApplication
 
@@ -18,16 +17,14 @@ from waitress import wasyncore
 from serving.address import parse_address
 from serving.channel import Channel, ChannelFactory
 from serving.clock import Clock
+from serving.crowd import CONNECTIONS, Capacity, Crowd
 from serving.errors import ListenError
+from serving.loop import Loop, Polled
 
 _log = logging.getLogger(__name__)
 # It warns of each request that waits for a thread, which anybody can bring about.
 logging.getLogger("waitress.queue").setLevel(logging.ERROR)
 
-# Many slow connections must not keep Prometheus out.
-_CONNECTIONS = 4000
-# Answers that nobody reads are kept up to here; a page is a few hundred kilobytes at most.
-_UNREAD_BYTES = 64 * 2**20
 # For everything else that has a descriptor: the worker, the logs, the state.
 _OTHER_DESCRIPTORS = 128
 # What is being answered when the signal comes is answered, unless its client reads slowly.
@@ -41,21 +38,6 @@ _SETTINGS: dict[str, Any] = {
     # A client that goes away is no error of ours.
     "log_socket_errors": False,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Capacity:
-    """How much is served at once.
-
-    Attributes:
-        threads: that answer; reading and writing has one of its own.
-        body_bytes: the longest body of a request; a longer one is answered with 413.
-        on_too_large: called with the path and the peer's address of each such request.
-    """
-
-    threads: int = 4
-    body_bytes: int = 1024
-    on_too_large: Callable[[str, str], None] | None = None
 
 
 class Server:
@@ -91,8 +73,10 @@ class Server:
         self._clock = clock
         self._stopping = False
         # Everything that is polled, by descriptor: listeners, their triggers, connections.
-        self._map: dict[int, Any] = {}
-        _listen(app, address, scheme, self._map, capacity)
+        self._map = Polled()
+        connections = min(capacity.connections, _raise_limit())
+        _listen(app, address, scheme, self._map, capacity, connections)
+        self._loop = Loop(self._map, clock)
         self._listeners = [
             one for one in self._map.values() if isinstance(one, waitress.server.BaseWSGIServer)
         ]
@@ -102,6 +86,8 @@ class Server:
         for listener in self._listeners:
             listener.channel_class = channels
             listener.on_too_large = capacity.on_too_large
+            listener.received_bytes = 0
+        self._crowd = Crowd(capacity, connections)
         for host, port in self.addresses:
             _log.info("listening on %s://%s:%s", scheme, f"[{host}]" if ":" in host else host, port)
 
@@ -120,6 +106,7 @@ class Server:
         """Let go of the port and of every connection."""
         self._listeners[0].task_dispatcher.shutdown(timeout=1)
         wasyncore.close_all(self._map, ignore_all=True)
+        self._loop.close()
 
     def stop(self) -> None:
         """Have `run` end; a signal handler may call this."""
@@ -128,30 +115,24 @@ class Server:
             self._listeners[0].pull_trigger()
 
     def _round(self, timeout: float) -> None:
-        # poll, because select ends at descriptor 1,024.
-        wasyncore.loop(timeout=timeout, use_poll=True, map=self._map, count=1)
-        self._accept_waiting()
-        self._bound_memory()
+        self._loop.round(timeout)
+        came = self._accept_waiting()
+        received = sum(listener.received_bytes for listener in self._listeners)
+        if self._crowd.must_look(self._loop.answering, received, came=came) and self._crowd.bound(
+            self._channels()
+        ):
+            self._loop.sweep_soon()
 
-    def _accept_waiting(self) -> None:
-        # waitress accepts one in a round, and a round looks at every connection: whoever came
-        # behind a crowd would wait for as many rounds as that has heads.
+    def _accept_waiting(self) -> bool:
+        """Accept whoever waits; whether anybody did."""
+        # waitress accepts one in a round: whoever came behind a crowd would wait for many.
+        before = len(self._map)
         for listener in self._listeners:
             known = -1
             while len(self._map) != known and listener.readable():
                 known = len(self._map)
                 listener.handle_accept()
-
-    def _bound_memory(self) -> None:
-        channels = self._channels()
-        unread = sum(channel.unread_bytes for channel in channels)
-        if unread <= _UNREAD_BYTES:
-            return
-        # Who reads at all is done within milliseconds, and never the oldest.
-        for channel in sorted(channels, key=lambda one: one.since):
-            if unread > _UNREAD_BYTES and channel.unread_bytes:
-                unread -= channel.unread_bytes
-                channel.give_up()
+        return len(self._map) > before
 
     def _channels(self) -> list[Channel]:
         return [one for one in list(self._map.values()) if isinstance(one, Channel)]
@@ -186,9 +167,9 @@ def serve(server: Server, on_listening: Callable[[], None]) -> None:
 def _raise_limit() -> int:
     """Let this process have as many descriptors as it may serve connections; return how many."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _CONNECTIONS + _OTHER_DESCRIPTORS
+    wanted = CONNECTIONS + _OTHER_DESCRIPTORS
     if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return _CONNECTIONS
+        return CONNECTIONS
     more = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     # A filter of system calls may forbid it: then it is as many as there are.
     with contextlib.suppress(OSError, ValueError):
@@ -198,7 +179,12 @@ def _raise_limit() -> int:
 
 
 def _listen(
-    app: WSGIApplication, address: str, scheme: str, polled: dict[int, Any], capacity: Capacity
+    app: WSGIApplication,
+    address: str,
+    scheme: str,
+    polled: Polled,
+    capacity: Capacity,
+    connections: int,
 ) -> None:
     """Put the listeners, one for each family of addresses, among what is polled."""
     host, port = parse_address(address)
@@ -208,7 +194,7 @@ def _listen(
             map=polled,
             listen=f"[{host}]:{port}" if ":" in host else f"{host or '*'}:{port}",
             url_scheme=scheme,
-            connection_limit=_raise_limit(),
+            connection_limit=connections,
             threads=capacity.threads,
             # waitress refuses what is as long as this.
             max_request_body_size=capacity.body_bytes + 1,

@@ -8,10 +8,11 @@ from flask import Flask
 
 from remediator.config import WebConfig
 from remediator.errors import ConfigError
+from serving.crowd import Capacity
 from serving.door import open_door
 from serving.errors import ServingError
 from serving.live import LiveConfig
-from serving.server import Capacity, Server
+from serving.server import Server
 
 _THREADS = 6
 

@@ -14,11 +14,11 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from serving.answer import send
 from serving.channel import Patience
+from serving.crowd import Capacity
 from serving.door import open_door
 from serving.live import LiveConfig
 from serving.password import Password
 from serving.responses import Response
-from serving.server import Capacity
 
 TLS = Path(__file__).parent / "tls"
 CLIENTS = 50

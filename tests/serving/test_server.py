@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from serving import server
+from serving import crowd
 from serving.channel import Patience
 from tests.serving.door import CLIENTS, SERVER, Door, ask_again, clients, trusting
 
@@ -90,7 +90,7 @@ def test_answers_that_nobody_reads_are_not_kept_without_end(
 ) -> None:
     # More than the kernel keeps of one connection.
     body = b"x" * (8 * 2**20)
-    monkeypatch.setattr(server, "_UNREAD_BYTES", 2 * len(body))
+    monkeypatch.setattr(crowd, "_UNREAD_BYTES", 2 * len(body))
 
     def app(_environ, start_response):
         start_response("200 OK", [("Content-Length", str(len(body)))])
