@@ -248,10 +248,19 @@ def _sample(body: Mapping[str, Any]) -> Sample:
     events = body.get("clock_events")
     return Sample(
         **{name: body.get(name) for name in _SAME_NAME},
+        temperature_margin_celsius=_margin(body),
         clocks_hertz=_clocks(body.get("clocks_hertz")),
         clock_events=None if events is None else tuple(events),
         fan_speed_ratios=None if fan is None else (fan,),
     )
+
+
+def _margin(body: Mapping[str, Any]) -> float | None:
+    limit = (body.get("temperature_limits_celsius") or {}).get("slowdown")
+    temperature = body.get("temperature_celsius")
+    if limit is None or temperature is None:
+        return None
+    return round(float(limit) - float(temperature), 3)
 
 
 def _clocks(body: Mapping[str, float] | None) -> dict[str, float] | None:

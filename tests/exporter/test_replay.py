@@ -214,15 +214,32 @@ def sample_names(card: str) -> set[str]:
 def test_what_a_card_does_not_have_is_absent_and_never_zero() -> None:
     geforce, server = sample_names("rtx-4090"), sample_names("h100-80gb-hbm3")
     # No ECC, no memory temperature, no recovery action by that driver; fans on the desktop only.
-    assert server - geforce == {
+    assert {name for name in server - geforce if not name.startswith("gpu_pcie_")} == {
         "gpu_ecc_errors_total",
         "gpu_memory_temperature_celsius",
         "gpu_recovery_action",
         "gpu_clock_event_seconds_total",
+        "gpu_temperature_margin_celsius",
+        "gpu_encoder_utilization_ratio",
+        "gpu_decoder_utilization_ratio",
+        "gpu_nvlink_up",
+        "gpu_mig_mode",
     }
     assert geforce - server == {"gpu_fan_speed_ratio"}
     assert "gpu_temperature_limit_celsius" not in server
     assert "gpu_temperature_limit_celsius" in sample_names("a100-sxm4-40gb")
+
+
+def test_a_card_that_is_divided_tells_its_parts_and_not_the_utilisation_of_the_whole() -> None:
+    whole, divided = sample_names("h100-80gb-hbm3"), sample_names("h100-80gb-hbm3-mig")
+    assert divided - whole == {
+        "gpu_mig_info",
+        "gpu_mig_memory_total_bytes",
+        "gpu_mig_memory_used_bytes",
+        "gpu_mig_memory_free_bytes",
+    }
+    assert {"gpu_utilization_ratio", "gpu_busy_seconds_total", "gpu_nvlink_up"} <= whole - divided
+    assert {"gpu_saturated_duration_seconds", "gpu_remapped_rows_total"} <= whole - divided
 
 
 def test_a_process_in_both_lists_counts_once() -> None:

@@ -20,7 +20,8 @@ def test_it_reads_what_the_simulator_says(simulator) -> None:
     assert found.driver_version == "580.sim"
     assert device.info.uuid == "GPU-sim-0"
     assert device.info.power_limit_min_watts == 100
-    assert (read.temperature_celsius, read.utilization_ratio) == (64.0, 0.97)
+    assert (read.temperature_celsius, read.temperature_margin_celsius) == (64.0, 25.0)
+    assert (read.utilization_ratio, read.encoder_utilization_ratio) == (0.97, None)
     assert read.fan_speed_ratios == (0.4,)
     assert read.clock_events is None
     (process,) = device.processes()
