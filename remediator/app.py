@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,12 +38,14 @@ from remediator.engine.progress_watch import ProgressWatch
 from remediator.engine.worker import Worker
 from remediator.errors import ConfigError, StorageError
 from remediator.exporter_client import ExporterClient
+from remediator.gate_metrics import GateCollector
 from remediator.intake import Intake
 from remediator.playbooks import Playbooks
 from remediator.playbooks import load as load_playbooks
 from remediator.preflight import concerns
 from remediator.reconcile import Reconciler
 from remediator.reconcile_metrics import ReconcileCollector
+from remediator.reload import Reloader, ReloadState, no_reload
 from remediator.store import Store
 from remediator.store.store import DATABASE, StateLock, Trail
 from remediator.web.alerts import Refusals
@@ -206,7 +209,12 @@ def build(config: Config, clock: Clock, store: Store) -> Remediator:
     )
 
 
-def web_application(remediator: Remediator, identities: Identities) -> Flask:
+def web_application(
+    remediator: Remediator,
+    identities: Identities,
+    reload: Callable[[str], list[str]] = no_reload,
+    reloads: ReloadState | None = None,
+) -> Flask:
     """The HTTP side over the parts; starts nothing."""
     collector = metrics.RemediatorCollector(
         remediator.world,
@@ -225,6 +233,8 @@ def web_application(remediator: Remediator, identities: Identities) -> Flask:
         prober=remediator.prober,
         registry=registry,
         health=partial(_health, remediator),
+    clock = remediator.world.clock
+    registry.register(GateCollector(remediator.world, reloads or ReloadState(True, clock.now())))
         readiness=partial(_readiness, remediator),
         nudge=remediator.worker.nudge,
         ask_alertmanager=remediator.reconciler.ask_soon,
@@ -234,7 +244,53 @@ def web_application(remediator: Remediator, identities: Identities) -> Flask:
     return app
 
 
-def run(config: Config) -> int:
+def prepare(
+    remediator: Remediator, app: Flask, identities: Identities, new: Config
+) -> Callable[[], None]:
+    """Check and build all that `new` asks for; what is returned puts it in force.
+
+    Raises:
+        ConfigError: something in it cannot work.
+    """
+    world, store, clock = remediator.world, remediator.world.store, remediator.world.clock
+    books = load_playbooks(new.playbooks)
+    check_playbooks(new.windows, tuple(books.by_name))
+    fresh = load_identities(new.web)
+    known = Identities(fresh.tokens, new.web.roles, identities.live)
+    built = _keep_unchanged(world, build_world(new, store, clock))
+
+    def put_in_force() -> None:
+        world.adopt(built)
+        remediator.playbooks.adopt(books)
+        remediator.intake.know(books.by_alert)
+        metrics.make_known(remediator.counters, books)
+        app.extensions["identities"] = known
+        remediator.worker.watch_services()
+        remediator.worker.nudge()
+
+    return put_in_force
+
+
+def _keep_unchanged(old: World, new: World) -> World:
+    """`new`, with the parts of `old` whose configuration is the same: they know things by now."""
+    services = {
+        name: old.services[name]
+        if name in old.services
+        and old.services[name].config == service.config
+        and old.config.timing == new.config.timing
+        else service
+        for name, service in new.services.items()
+    }
+    kept: dict[str, Any] = {"services": services}
+    if old.config.gpus == new.config.gpus:
+        kept |= {"control": old.control, "card_reset": old.card_reset}
+    if old.config.exporter == new.config.exporter:
+        kept |= {"gpus": old.gpus, "release": old.release}
+    return replace(new, **kept)
+
+
+def run(config: Config, read_again: Callable[[], Config] | None = None) -> int:
+        reload=reload,
     """`gpu-remediator serve`: until SIGTERM or SIGINT; the exit status.
 
     Raises:
@@ -244,6 +300,8 @@ def run(config: Config) -> int:
     clock = SystemClock()
     identities = load_identities(config.web)
     with contextlib.ExitStack() as stack:
+    On SIGHUP and `POST /-/reload` the configuration is what `read_again` returns.
+
         lock = StateLock(config.state_dir)
         if not lock.acquire():
             raise ConfigError(f"another gpu-remediator uses {config.state_dir}; only one may")
@@ -251,7 +309,17 @@ def run(config: Config) -> int:
         store = open_store(config, clock)
         stack.callback(store.close)
         remediator = build(config, clock, store)
-        app = web_application(remediator, identities)
+        reloads = ReloadState(True, clock.now())
+        reloader: Reloader | None = None
+
+        def reload(by: str) -> list[str]:
+            return no_reload(by) if reloader is None else reloader.reload(by)
+
+        app = web_application(remediator, identities, reload, reloads)
+        if read_again is not None:
+            ready = partial(prepare, remediator, app, identities)
+            reloader = Reloader(config, read_again, ready, store, reloads, clock.now)
+            reloader.listen_for_hangups(remediator.world.stopping)
         server = listen(app, config.web, identities.live, app.extensions["refusals"].too_large)
         try:
             serve(server, partial(_begin, remediator))

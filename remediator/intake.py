@@ -39,11 +39,15 @@ class Intake:
         self._store = store
         self._clock = clock
         self._counters = counters
-        self._known_alerts = frozenset(known_alerts) | {WATCHDOG}
+        self.know(known_alerts)
         with store.reading() as tx:
             self.last_delivery = tx.episodes.last_delivery()
             text = tx.get_meta(_WATCHDOG_META)
             self.last_watchdog = None if text is None else float(text)
+
+    def know(self, alerts: Iterable[str]) -> None:
+        """Count these alerts by their names; all others together."""
+        self._known_alerts = frozenset(alerts) | {WATCHDOG}
 
     def accept(self, notification: Notification) -> int:
         """Commit the notification; returns how many episodes it opened.

@@ -56,7 +56,7 @@ class RemediatorCollector(Collector):
         self._intake = intake
         self._prober = prober
         self._stalled = stalled
-        _make_known(counters, playbooks)
+        make_known(counters, playbooks)
 
     def describe(self) -> Iterable[Metric]:
         """Nothing: registering must not read anything."""
@@ -313,7 +313,7 @@ def _gauge(
     return family
 
 
-def _make_known(counters: Counters, playbooks: Playbooks) -> None:
+def make_known(counters: Counters, playbooks: Playbooks) -> None:
     """Zero what is known to be possible, so that `increase()` sees the first event."""
     for name in (*playbooks.by_name, NOTIFY):
         for outcome in OUTCOMES:

@@ -156,9 +156,9 @@ class Plan:
     problem: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Playbooks:
-    """All playbooks by name, and which alert each answers."""
+    """All playbooks by name, and which alert each answers. A reload changes them in place."""
 
     by_name: Mapping[str, Playbook]
     by_alert: Mapping[str, Playbook] = field(default_factory=dict)
@@ -166,6 +166,14 @@ class Playbooks:
     def for_alert(self, alertname: str) -> Playbook | None:
         """The playbook of an alert; None means notify."""
         return self.by_alert.get(alertname)
+
+    def snapshot(self) -> Playbooks:
+        """The playbooks as they are now, which no reload changes."""
+        return Playbooks(self.by_name, self.by_alert)
+
+    def adopt(self, other: Playbooks) -> None:
+        """Put other playbooks in force."""
+        self.by_name, self.by_alert = other.by_name, other.by_alert
 
 
 def load(overrides: Mapping[str, Any]) -> Playbooks:

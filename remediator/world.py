@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from remediator.clock import Clock
 from remediator.config import Config, ServiceConfig
-from remediator.engine.ages import Ages
 from remediator.exporter_client import GpuReader
 from remediator.exporter_release import NoRelease, Release
 from remediator.gpu_control import GpuControl
 from remediator.gpu_reset import CardReset, NoReset
 from remediator.managers import ProcessManager
 from remediator.progress import ProgressLog
+from remediator.run_ages import Ages
 from remediator.services import ServiceDriver
 from remediator.store import Store
 
@@ -65,9 +66,13 @@ class Knobs:
                 lock.release()
 
 
-@dataclass(frozen=True)
+@dataclass
 class World:
-    """Everything that can be read and acted on; `stopping` is set when the remediator shuts down."""
+    """Everything that can be read and acted on; `stopping` is set when the remediator shuts down.
+
+    A reload changes it in place (`adopt`). Whoever must not see that in the middle of something, as
+    a run or a decision, works on a `snapshot`.
+    """
 
     config: Config
     clock: Clock
@@ -81,6 +86,19 @@ class World:
     release: Release = field(default_factory=NoRelease)
     progress: ProgressLog = field(default_factory=ProgressLog)
     ages: Ages = field(default_factory=Ages)
+    _turn: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def snapshot(self) -> World:
+        """The world as it is now, which no reload changes."""
+        with self._turn:
+            return copy.copy(self)
+
+    def adopt(self, other: World) -> None:
+        """Put the configuration of `other` in force, with what was built from it."""
+        with self._turn:
+            self.config, self.services = other.config, other.services
+            self.gpus, self.control = other.gpus, other.control
+            self.card_reset, self.release = other.card_reset, other.release
 
     def services_on(self, uuid: str) -> tuple[Service, ...]:
         """The configured services that use this card, by name."""

@@ -9,7 +9,7 @@ from remediator.cli.inspect import open_database
 from remediator.clock import SystemClock
 from remediator.config import Config
 from remediator.durations import format_duration
-from remediator.engine.gathering import BREAKER, PAUSED
+from remediator.engine.standing import standing
 from remediator.errors import ManagerError, NoEvidence
 from remediator.gpu_control.base import knob_named
 from remediator.log import printable
@@ -31,7 +31,7 @@ def check(config: Config) -> int:
     world = build_world(config, store, SystemClock())
     with store.reading() as tx:
         records = {name: tx.inventory.service(name) for name in world.services}
-        worst = _check_gates(config, tx)
+        worst = _check_gates(config, tx, world.clock.now())
     worst = max(worst, _check_gpus(world))
     for name, service in sorted(world.services.items()):
         worst = max(worst, _check_service(service, records[name]))
@@ -39,25 +39,33 @@ def check(config: Config) -> int:
         return max(worst, _check_recoveries(tx, world.clock.now()))
 
 
-def _check_gates(config: Config, tx: Transaction) -> int:
+def _check_gates(config: Config, tx: Transaction, now: float) -> int:
     """The first line: whether anything would be done at all."""
-    paused, opened = tx.get_meta(PAUSED), tx.get_meta(BREAKER)
+    found = standing(config, tx, now)
     own = [
         f"{playbook.name}: {playbook.mode}"
         for playbook in load_playbooks(config.playbooks).by_name.values()
         if playbook.mode is not None
     ]
     said = [f"mode {config.mode}" + (f" ({', '.join(own)})" if own else "")]
-    if paused is not None:
-        said.append(f"PAUSED ({printable(paused)})")
-    if opened is not None:
-        said.append(f"breaker OPEN ({printable(opened)})")
-    if paused is not None or opened is not None:
+    if found.kill_switch is not None:
+        said.append(f"KILL SWITCH pulled ({printable(found.kill_switch)})")
+    if found.paused is not None:
+        said.append(f"PAUSED ({printable(found.paused)})")
+    said += [
+        f"window {one.name} OPEN for another {format_duration(max(1.0, one.until - now))}"
+        for one in found.windows
+    ]
+    if found.breaker is not None:
+        said.append(f"breaker OPEN ({printable(found.breaker)})")
+    if found.paused is not None or found.breaker is not None:
         said.append("`gpu-remediator resume` ends that")
     print("; ".join(said))
-    if opened is not None:
+    if found.opted_out:
+        print(f"opted out: {', '.join(found.opted_out)}")
+    if found.breaker is not None:
         return 2
-    return 0 if paused is None else 1
+    return 1 if found.paused or found.kill_switch or found.windows else 0
 
 
 def _check_service(service: Service, record: ServiceRecord) -> int:

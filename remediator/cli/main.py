@@ -19,7 +19,6 @@ from remediator.config import Config, load
 from remediator.durations import parse_moment
 from remediator.errors import RemediatorError
 from remediator.helper.command import add_arguments as add_helper_arguments
-from remediator.helper.command import add_arguments as add_helper_arguments
 
 _PREFIX = "GPU_REMEDIATOR_"
 
@@ -30,15 +29,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.command == "helper":
         _become_the_helper(sys.argv[1:] if argv is None else argv)
-    if arguments.command == "helper":
-        _become_the_helper(sys.argv[1:] if argv is None else argv)
     # argparse does not check a default against the choices, and ours may come from outside.
     for name, choices in (("log_level", log.LEVELS), ("log_format", log.FORMATS)):
         if getattr(arguments, name) not in choices:
             parser.error(f"{_PREFIX}{name.upper()} must be one of {', '.join(choices)}")
     log.configure(arguments.log_level, arguments.log_format)
     try:
-        config = load(Path(arguments.config_file), arguments.listen_address)
+        config = _load(arguments)
         status = _dispatch(arguments, config)
         # Here, not at the interpreter's end, where a closed pipe could not be caught.
         sys.stdout.flush()
@@ -61,17 +58,14 @@ def _become_the_helper(argv: Sequence[str]) -> None:
     os.execv(program[0], [*program, *words])  # noqa: S606 - an argv list
 
 
-def _become_the_helper(argv: Sequence[str]) -> None:
-    """It runs as root: nothing stays loaded that only the other commands need."""
-    words = argv[list(argv).index("helper") + 1 :]
-    program = [sys.executable, "-P", "-m", "remediator.helper"]
-    os.execv(program[0], [*program, *words])  # noqa: S606 - an argv list
+def _load(arguments: argparse.Namespace) -> Config:
+    return load(Path(arguments.config_file), arguments.listen_address)
 
 
 def _dispatch(arguments: argparse.Namespace, config: Config) -> int:
     match arguments.command:
         case "serve":
-            return run_server(config)
+            return run_server(config, lambda: _load(arguments))
         case "check-config":
             return check_config(config)
         case "check":
@@ -94,6 +88,8 @@ def _dispatch(arguments: argparse.Namespace, config: Config) -> int:
             return operate.hold(config, arguments.service, arguments.why)
         case "release":
             return operate.release(config, arguments.service)
+        case "reload":
+            return operate.reload(config)
         case "pause":
             return operate.pause(config, arguments.why)
         case _:
@@ -173,9 +169,8 @@ def _parser() -> argparse.ArgumentParser:
     command("release", "end a hold: the service should be up again").add_argument(
         "service", metavar="SERVICE"
     )
+    command("reload", "have the server read its configuration again")
     command("resume", "end a pause and close the breaker")
-    text = "do, as root and for one user, what needs root"
-    add_helper_arguments(commands.add_parser("helper", help=text, description=text))
     text = "do, as root and for one user, what needs root"
     add_helper_arguments(commands.add_parser("helper", help=text, description=text))
     return parser

@@ -68,6 +68,15 @@ def resume(config: Config) -> int:
     return 0
 
 
+def reload(config: Config) -> int:
+    """Have the server read its configuration again."""
+    changes = ask(config, "POST", "/-/reload", {})["changes"]
+    for line in changes:
+        print(printable(line))
+    print(f"reloaded: {len(changes)} change(s)")
+    return 0
+
+
 def hold(config: Config, service: str, why: str) -> int:
     """Hold a service down on purpose."""
     ask(config, "POST", f"/api/v1/services/{quote(service, safe='')}/hold", {"why": why})

@@ -43,7 +43,7 @@ class Evaluator:
 
     def __init__(self, world: World, playbooks: Playbooks, counters: Counters) -> None:
         self._world = world
-        self._playbooks = playbooks
+        self._playbooks = self.playbooks = playbooks
         self._counters = counters
 
     def evaluate(self, episode_id: int) -> int | None:
@@ -52,6 +52,14 @@ class Evaluator:
         Raises:
             StorageError: the decision could not be kept; nothing was done.
         """
+        return self._as_it_is_now().decide_about(episode_id)
+
+    def _as_it_is_now(self) -> Evaluator:
+        """The same, on a configuration that no reload changes in the middle of a decision."""
+        return Evaluator(self._world.snapshot(), self._playbooks.snapshot(), self._counters)
+
+    def decide_about(self, episode_id: int) -> int | None:
+        """As `evaluate`, on the configuration that this evaluator was made with."""
         with self._world.store.reading() as tx:
             episode = tx.episodes.get(episode_id)
         if episode is None or episode.ended_at is not None:

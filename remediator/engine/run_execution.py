@@ -59,6 +59,8 @@ class RunExecution:
         run: Run,
         stop: threading.Event,
     ) -> None:
+        # It ends with the configuration that it began with.
+        world, playbooks = world.snapshot(), playbooks.snapshot()
         self._world = world
         self._playbooks = playbooks
         self._run = run

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from remediator.counters import Counters
+from remediator.engine.emergency import EmergencyStop
 from remediator.engine.evaluator import Evaluator
 from remediator.engine.executor import Executor
 from remediator.engine.housekeeping import Housekeeper
@@ -16,7 +17,7 @@ from remediator.engine.leases import LeaseKeeper
 from remediator.engine.prober import Prober
 from remediator.errors import NoEvidence, RemediatorError, StorageError
 from remediator.inventory import learn_gpus
-from remediator.world import World
+from remediator.world import Service, World
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +25,7 @@ _TICK = 0.2
 _EVERY_LEASE = 1.0
 _EVERY_HOUSEKEEPING = 2.0
 _EVERY_INVENTORY = 10.0
+_EVERY_EMERGENCY = 1.0
 # More than there are targets: a run that only waits must never keep an emergency from beginning.
 _THREADS = 64
 
@@ -52,6 +54,8 @@ class Worker:
         self._lock = threading.Lock()
         self._busy: dict[tuple[str, int], object] = {}
         self._wake = threading.Event()
+        self.emergency = EmergencyStop(world, evaluator, self._stop_at_once)
+        self._probes: dict[str, tuple[Service, threading.Event]] = {}
         self.beat = world.clock.monotonic()
 
     def start(self) -> None:
@@ -62,15 +66,30 @@ class Worker:
             ("leases", lambda: self._every(_EVERY_LEASE, self._leases.tick)),
             ("housekeeping", lambda: self._every(_EVERY_HOUSEKEEPING, self._housekeeper.tick)),
             ("inventory", lambda: self._every(_EVERY_INVENTORY, self._learn)),
-        ]
-        loops += [
-            (f"probe-{s.name}", partial(self._prober.run, s, self._world.stopping))
-            for s in self._world.services.values()
+            ("emergency", lambda: self._every(_EVERY_EMERGENCY, self.emergency.tick)),
         ]
         for name, target in loops:
-            thread = threading.Thread(target=target, name=name, daemon=True)
-            thread.start()
-            self._threads.append(thread)
+            self._begin(name, target)
+        self.watch_services()
+
+    def _begin(self, name: str, target: Callable[[], None]) -> None:
+        thread = threading.Thread(target=target, name=name, daemon=True)
+        thread.start()
+        self._threads.append(thread)
+
+    def watch_services(self) -> None:
+        """One probing loop for each service as it is configured now, and for no other."""
+        services = dict(self._world.services)
+        for name, (service, stop) in list(self._probes.items()):
+            if services.get(name) is not service:
+                stop.set()
+                del self._probes[name]
+        for name, service in services.items():
+            if name not in self._probes:
+                stop = threading.Event()
+                self._probes[name] = (service, stop)
+                self._begin(f"probe-{name}", partial(self._prober.run, service, stop))
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
 
     def stalled_seconds(self) -> float:
         """For how long the loop that begins all work has not come round in good order."""
@@ -84,6 +103,8 @@ class Worker:
         """Let running steps end, leave waiting runs to the next start, and end every thread."""
         self._world.stopping.set()
         self._wake.set()
+        for _, stop in self._probes.values():
+            stop.set()
         self._executor.wake_all()
         self._pool.shutdown(wait=True)
         for thread in self._threads:
@@ -117,6 +138,10 @@ class Worker:
                 self._submit(("run", run.id), partial(self._executor.execute, run.id))
         for episode_id in due:
             self._submit(("episode", episode_id), partial(self._evaluate, episode_id))
+
+    def _stop_at_once(self, target: str, work: Callable[[], None]) -> None:
+        """Each target by itself: a service that will not stop must not keep another card hot."""
+        self._submit((f"emergency {target}", 0), work)
 
     def _evaluate(self, episode_id: int) -> None:
         if self._evaluator.evaluate(episode_id) is not None:

@@ -11,9 +11,10 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
+from remediator.alertmanager import Notification
 from remediator.engine.prober import Prober
 from remediator.intake import Intake
-from remediator.web import alerts, api, approvals, page
+from remediator.web import alerts, api, approvals, page, reload, status
 from remediator.web.auth import Identities
 from remediator.world import World
 
@@ -22,7 +23,8 @@ from remediator.world import World
 class Deps:
     """What the views use. `health` is None when all is well, else a sentence.
 
-    `ask_alertmanager` has what a delivery lacked looked for, and returns at once.
+    `ask_alertmanager` has what a delivery lacked looked for, and returns at once. `reload` reads the
+    configuration again for whom it is told.
     """
 
     world: World
@@ -32,7 +34,9 @@ class Deps:
     health: Callable[[], str | None]
     readiness: Callable[[], str | None]
     nudge: Callable[[], None]
+    told: Callable[[Notification], None]
     ask_alertmanager: Callable[[], None]
+    reload: Callable[[str], list[str]]
 
 
 def create_app(deps: Deps, identities: Identities) -> Flask:
@@ -44,6 +48,8 @@ def create_app(deps: Deps, identities: Identities) -> Flask:
     app.register_blueprint(alerts.blueprint)
     app.register_blueprint(api.blueprint)
     app.register_blueprint(approvals.blueprint)
+    app.register_blueprint(reload.blueprint)
+    app.register_blueprint(status.blueprint)
     app.register_blueprint(page.blueprint)
 
     @app.get("/metrics")

@@ -1,10 +1,15 @@
-"""The landing page: what this is and where to look; it shows no data, so it needs no token."""
+"""The landing page: what this is, whether it may act, and where to look; it needs no token."""
 
 from __future__ import annotations
+
+from html import escape
 
 from flask import Blueprint, Response
 
 from remediator import __version__
+from remediator.engine.standing import Standing
+from remediator.errors import StorageError
+from remediator.web import status
 
 blueprint = Blueprint("page", __name__)
 
@@ -24,13 +29,14 @@ _PAGE = f"""<!doctype html>
 <h1>gpu-remediator</h1>
 <p>Takes Alertmanager's alerts, reads the world again, acts within its gates, verifies, undoes.
 Version {__version__}.</p>
+<!-- standing -->
 <table>
 <tr><td><a href="/metrics">/metrics</a></td><td>for Prometheus</td></tr>
 <tr><td><a href="/-/healthy">/-/healthy</a></td><td>is the worker alive</td></tr>
 <tr><td><a href="/-/ready">/-/ready</a></td><td>can it store what it is told</td></tr>
 <tr><td><code>POST /api/v1/alerts</code></td><td>the webhook, with the webhook token</td></tr>
 <tr><td><code>/api/v1/runs</code>, <code>/api/v1/audit</code>, <code>/api/v1/services</code>,
-<code>/api/v1/incidents</code></td><td>with the read token</td></tr>
+<code>/api/v1/incidents</code>, <code>/api/v1/status</code></td><td>with the read token</td></tr>
 </table>
 <p>On this machine: <code>gpu-remediator check</code>, <code>runs</code>, <code>audit tail</code>,
 <code>undo</code>, <code>pause</code>.</p>
@@ -40,8 +46,26 @@ Version {__version__}.</p>
 
 @blueprint.get("/")
 def landing() -> str:
-    """The page."""
-    return _PAGE
+    """The page. What keeps actions back is said, but no reason that somebody gave."""
+    try:
+        said = _standing(status.now())
+    except StorageError:
+        said = "<p>The store does not answer: nothing is begun.</p>"
+    return _PAGE.replace("<!-- standing -->", said)
+
+
+def _standing(now: Standing) -> str:
+    held = [
+        word
+        for word, holds in (
+            ("the kill switch is pulled", now.kill_switch is not None),
+            ("paused", now.paused is not None),
+            ("the breaker is open", now.breaker is not None),
+        )
+        if holds
+    ]
+    held += [f"the maintenance window {escape(one.name)} is open" for one in now.windows]
+    return f"<p>Mode <b>{now.mode}</b>; {'; '.join(held) or 'nothing keeps it back'}.</p>"
 
 
 @blueprint.get("/style.css")

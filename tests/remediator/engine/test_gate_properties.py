@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from remediator.config.model import Limits
 from remediator.config.windows import WindowConfig
 from remediator.durations import format_duration
-from remediator.engine.ages import Ages
 from remediator.policy import breaker, gates, windows
 from remediator.policy.gates import GateInput, PastRun
+from remediator.run_ages import Ages
 from remediator.store import Run
 from remediator.targets import Target
 
