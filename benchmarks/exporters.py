@@ -102,6 +102,11 @@ class Running:
         """The process at the root of its tree."""
         return self._process.pid
 
+    @property
+    def port(self) -> int:
+        """Where it listens on loopback."""
+        return self._connection.port
+
     def __enter__(self) -> Self:
         return self
 
@@ -126,7 +131,9 @@ class Running:
             ExporterError: It ended, or did not show them in time.
         """
         if not poll(lambda: self._shown() == count, timeout=_READY_SECONDS, interval=0.5):
-            raise self._error(f"shows {self._shown()} GPU processes instead of {count}")
+            shown = self._shown()
+            said = "no page" if shown is None else f"{shown} GPU processes"
+            raise self._error(f"shows {said} instead of {count} GPU processes")
 
     def scrape(self) -> Scrape:
         """Asks for the page once, and reads all of the answer.
@@ -147,13 +154,13 @@ class Running:
             raise self._error(f"answers {answer.status}")
         return Scrape(seconds, wire, answer.getheader("Content-Encoding") == "gzip")
 
-    def _shown(self) -> int:
+    def _shown(self) -> int | None:
         if self._process.poll() is not None:
             raise self._error(f"ended with status {self._process.returncode}")
         try:
             page = self.scrape().page
         except ExporterError:
-            return 0
+            return None
         return page.count(f"\n{self._exporter.process_series}")
 
     def _error(self, what: str) -> ExporterError:
