@@ -10,6 +10,8 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from exporter.backends._nvml_buffers import SampleBuffer
 from exporter.backends.nvml import NvmlBackend
@@ -198,6 +200,35 @@ def test_no_time_is_claimed_that_did_not_pass(line) -> None:
     spans = line.read()
     assert sum(seconds for seconds, _ in spans) == pytest.approx(1.0)
     assert line.busy == pytest.approx(1.0)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("samples"), st.integers(1, 40)),
+            st.tuples(st.just("gap"), st.floats(0.01, 30)),
+            st.tuples(st.just("step"), st.floats(-50, 50)),
+            st.tuples(st.just("read"), st.floats(0, 1)),
+        ),
+        max_size=40,
+    )
+)
+def test_whatever_happens_no_more_time_is_told_than_there_was(events) -> None:
+    line = Line(EPOCHS[1])
+    line.sampled(1.0).read()
+    for kind, value in events:
+        if kind == "samples":
+            line.sampled(*[1.0] * value)
+        elif kind == "gap":
+            line.passes(value)
+        elif kind == "step":
+            line.stepped(value)
+        else:
+            line.read(snapshot=value)
+        elapsed = line.now - 100.125
+        assert 0 <= line.busy <= elapsed + 1e-6
+        assert 0 <= (line.saturated or 0) <= elapsed + 1e-6
 
 
 def test_equal_samples_travel_as_one(line) -> None:
