@@ -201,6 +201,11 @@ class _Reader:
                 return
 
 
+def processes_root(procfs: Path) -> Path:
+    """Return where processes are: where only some files of the host's /proc are lent, in our own."""
+    return procfs if (procfs / "self").is_symlink() else Path("/proc")
+
+
 def in_first_namespace(proc: Path = Path("/proc")) -> bool:
     """Tell whether a pid of the driver is the one of this machine, and `proc` shows those."""
     try:

@@ -22,6 +22,7 @@ from exporter import (
     logs,
     options,
 )
+from exporter.attribution import processes_root
 from exporter.backends import registry
 from exporter.clock import SystemClock
 from exporter.environment import Environment
@@ -120,7 +121,7 @@ def _doctor(flags: options.Flags) -> int:
     if registry.of_this_machine(flags.backend.partition(":")[0]):
         kmsg = Path(flags.kmsg) if flags.kmsg else None
         found.extend(doctor.findings(Environment()))
-        found.extend(doctor.notes(flags.procfs, kmsg, flags.container_socket))
+        found.extend(doctor.notes(processes_root(flags.procfs), kmsg, flags.container_socket))
     service = Service(config.load(flags.config_file), flags.service_options())
     with _collected(service) as snapshot:
         found.extend(doctor.outcome(snapshot))

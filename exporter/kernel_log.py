@@ -138,7 +138,8 @@ class KernelLog:
             if batch.xids or batch.lost or (batch.history and batch.caught_up):
                 self._sink.take_log(batch)
             if more:
-                self._clock.wait(self._stop, _PAUSE_SECONDS)
+                # No pause in what is of before: until all of it is read no count is complete.
+                self._clock.wait(self._stop, 0.0 if batch.history else _PAUSE_SECONDS)
             elif self._ended:
                 # A file, or a pipe that nobody writes to: it is always ready and has nothing.
                 self._clock.wait(self._stop, _POLL_SECONDS)

@@ -54,7 +54,7 @@ class KernelXids:
 
     ledger: XidLedger
     boot: str
-    begun_at: float
+    begun_at: float  # monotonic
     readable: bool | None = None
     _caught_up: bool = False
     _start: _Start | None = None
@@ -81,26 +81,28 @@ class KernelXids:
         lines = [line for address in known for line in self._parked.pop(address)]
         return [heard for line in lines for heard in self._count(line)]
 
-    def take(self, batch: LogBatch, now: float) -> list[HeardXid]:
-        """Take what was read; `now` is epoch."""
+    def take(self, batch: LogBatch, time: float, now: float) -> list[HeardXid]:
+        """Take what was read; `time` is epoch, `now` monotonic."""
         if self._start is None:
-            self._start = self._begin(now)
+            self._start = self._begin(time)
             self.readable = True
             self.know(())
-        lines = [
-            line for line in batch.xids if not batch.history or self._is_new(line, self._start)
-        ]
+        start = self._start
+        if batch.history and not self.is_awaited(now):
+            # Counts are shown already: what is old would look new.
+            start = _Start(start.sequence, max(start.time, time - _RECENT_SECONDS))
+        lines = [line for line in batch.xids if not batch.history or self._is_new(line, start)]
         heard = [one for line in lines for one in self._count(line)]
         self._caught_up = self._caught_up or batch.caught_up
         if self.boot and batch.sequence is not None and (batch.xids or batch.caught_up):
             self.ledger.log_read_to(LogPosition(self.boot, batch.sequence))
         return heard
 
-    def _begin(self, now: float) -> _Start:
+    def _begin(self, time: float) -> _Start:
         before = self.ledger.log_position
         if before is not None and self.boot:
             return _Start(before.sequence if before.boot == self.boot else -1)
-        return _Start() if self.ledger.is_first else _Start(time=now - _RECENT_SECONDS)
+        return _Start() if self.ledger.is_first else _Start(time=time - _RECENT_SECONDS)
 
     def _is_new(self, line: LoggedXid, start: _Start) -> bool:
         if line.sequence <= start.sequence or line.time < start.time:

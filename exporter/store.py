@@ -104,7 +104,8 @@ class Store:
                 return
             if batch.lost:
                 self._errors["kernel_log", "overrun"] += batch.lost
-            self._heard(self._kernel_xids.take(batch, self._clock.time()))
+            time, now = self._clock.time(), self._clock.monotonic()
+            self._heard(self._kernel_xids.take(batch, time, now))
 
     def log_unreadable(self, why: str) -> None:
         """Take that there is no kernel log: what the driver tells counts alone."""

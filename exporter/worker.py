@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from exporter.attribution import Attributor, NameProcesses
+from exporter.attribution import Attributor, NameProcesses, processes_root
 from exporter.backends import registry
 from exporter.backends.base import BackendOptions
 from exporter.clock import Clock, SystemClock
@@ -113,10 +113,7 @@ def _namer(options: WorkerOptions, writer: FrameWriter, clock: Clock) -> NamePro
 
     socket = options.container_socket
     names = ContainerNames(Path(socket), clock, say) if socket else None
-    procfs = Path(options.procfs)
-    # Where only some files of the host's are lent, the processes are in the own one.
-    proc = procfs if (procfs / "self").is_symlink() else Path("/proc")
-    return Attributor(proc, clock, names).name
+    return Attributor(processes_root(Path(options.procfs)), clock, names).name
 
 
 _OBEY: Mapping[bytes, Callable[[Collector], None]] = {

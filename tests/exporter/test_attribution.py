@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from exporter.attribution import Attributor, cap, in_first_namespace
+from exporter.attribution import Attributor, cap, in_first_namespace, processes_root
 from exporter.clock import SystemClock
 from exporter.readings import ProcessUse
 from tests.exporter.fakes import FakeClock
@@ -189,6 +189,13 @@ def test_whether_this_is_the_first_namespace_is_asked_of_proc(proc, tmp_path) ->
     assert not in_first_namespace(tmp_path / "nothing")
     if str(Path("/proc/self/ns/pid").readlink()) == FIRST:
         assert in_first_namespace()
+
+
+def test_where_only_files_of_the_host_are_lent_the_processes_are_the_own_ones(
+    proc, tmp_path
+) -> None:
+    assert processes_root(proc) == proc
+    assert processes_root(tmp_path / "lent") == Path("/proc")
 
 
 def test_a_read_that_hangs_costs_names_and_nobody_waits_for_it(proc) -> None:

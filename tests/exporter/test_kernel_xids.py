@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import random
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
 import pytest
 
+from exporter import options
 from exporter.config import Config
 from exporter.environment import Environment
 from exporter.frames import BackendFrame, HeartbeatFrame
@@ -285,6 +287,69 @@ def test_the_boot_has_a_name(tmp_path) -> None:
     assert Environment(tmp_path).boot_id() == ""
 
 
+def test_lines_of_before_that_come_when_counts_are_shown_already_must_be_recent(tmp_path) -> None:
+    host = Host(tmp_path, now=10_000)
+    host.enumerate(info(0))
+    host.advance(6)
+    assert host.counts() == {}
+    host.history(host.line(31, ago=301), host.line(79, ago=299))
+    assert host.counts() == {79: 1}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whatever_is_told_by_whom_and_stops_when_each_error_counts_once(tmp_path, seed) -> None:
+    draw = random.Random(seed)
+    host = Host(tmp_path / str(seed))
+    host.enumerate(info(0))
+    host.history()
+    host.store.apply(HeartbeatFrame(0))
+    kernel: list[LoggedXid] = []
+    happened, running, shown = 0, True, 0
+    for _ in range(60):
+        host.advance(draw.uniform(61, 200))
+        if draw.random() < 0.3:
+            running = not running
+            if running:
+                host.start()
+                host.enumerate(info(0))
+                host.history(*kernel)
+            elif draw.random() < 0.5:
+                host.store.close()
+            # Else it was killed: what the last heartbeat did not write is read again.
+            continue
+        happened += 1
+        kernel.append(host.line(79))
+        told = [lambda: host.store.take_log(LogBatch((kernel[-1],), kernel[-1].sequence))]
+        if draw.random() < 0.7:
+            told.append(lambda: host.xid("GPU-0", 79))
+        draw.shuffle(told)
+        for tell in told if running else ():
+            host.advance(draw.uniform(0, 14))
+            tell()
+        if draw.random() < 0.5 and running:
+            host.store.apply(HeartbeatFrame(0))
+        if running:
+            count_now = (host.counts() or {}).get(79, 0)
+            assert count_now == happened
+            assert count_now >= shown
+            shown = count_now
+    assert happened > 20
+
+
+def test_only_an_exporter_that_serves_its_own_machine_reads_the_log(tmp_path) -> None:
+    def kmsg(*words: str, **environ: str) -> Path | None:
+        return options.parse(words, environ).service_options().kmsg
+
+    assert kmsg("serve") == Path("/dev/kmsg")
+    assert kmsg("serve", "--path.kmsg=/host/kmsg") == Path("/host/kmsg")
+    assert kmsg("serve", "--path.kmsg=") is None
+    assert kmsg("serve", GPU_EXPORTER_PATH_KMSG="") is None
+    assert kmsg("dump") is None
+    assert kmsg("check") is None
+    simulated = Service(Config(), ServiceOptions("simulated", "http://127.0.0.1:9", kmsg=tmp_path))
+    assert simulated._kernel_log is None
+
+
 @pytest.fixture
 def service(tmp_path, monkeypatch) -> Iterator[tuple[Service, Path]]:
     """The whole exporter on the stand-in driver, beside a kernel log that a test plays."""
@@ -295,10 +360,10 @@ def service(tmp_path, monkeypatch) -> Iterator[tuple[Service, Path]]:
         monkeypatch.setenv(name, value)
     path = tmp_path / "kmsg"
     os.mkfifo(path)
-    options = ServiceOptions(
+    settings = ServiceOptions(
         "nvml", sample_interval=0.2, storage_path=tmp_path / "state", kmsg=path
     )
-    one = Service(Config(), options)
+    one = Service(Config(), settings)
     one.start()
     yield one, path
     one.stop()

@@ -113,6 +113,7 @@ def test_the_driver_s_own_words_come_with_their_remedy(client, bench) -> None:
         "meaning": "GPU has fallen off the bus",
         "severity": "critical",
         "action": "reboot_host",
+        "contested": "",
     }
     assert (new["xid"], new["severity"], new["action"]) == (4711, "unknown", "unknown")
     bench.enumerate(info(0), watched=[])
