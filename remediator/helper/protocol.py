@@ -154,12 +154,12 @@ def encode_request(verb: str, fields: Mapping[str, str | int]) -> bytes:
 
 
 def encode_reply(reply: Reply) -> bytes:
-    """The line of an answer; what is too long is cut, so that it always fits."""
+    """The line of an answer; what is too long is cut, or left out, so that it always fits."""
     raw: dict[str, Any] = {"outcome": reply.outcome, "said": reply.said[:_MAX_SENTENCE]}
-    raw["value"] = {key: _cut(one) for key, one in reply.value.items()}
     if reply.earlier is not None:
         raw["earlier"] = {key: _cut(one) for key, one in reply.earlier.items()}
-    return _line(raw)
+    whole = _line(raw | {"value": {key: _cut(one) for key, one in reply.value.items()}})
+    return whole if len(whole) <= MAX_REPLY else _line(raw)
 
 
 def parse_reply(line: bytes) -> Reply:

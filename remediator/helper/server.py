@@ -104,15 +104,21 @@ class Server:
             return
         connection.settimeout(_ANSWER_WITHIN)
         peer = _peer(connection)
-        refusal = self._why_not(peer)
+        refusal = self._why_not(peer) or self._begin(connection, peer)
         if refusal:
             self._talk.warning("refused %s: %s", peer, refusal)
             with connection, contextlib.suppress(OSError):
                 connection.sendall(greeting(refusal))
-            return
+
+    def _begin(self, connection: socket.socket, peer: Peer) -> str:
+        """Serve the connection in a thread of its own; why not, where there can be no more."""
         thread = threading.Thread(target=self._serve, args=(connection, peer))
+        try:
+            thread.start()
+        except RuntimeError as error:
+            return str(error)
         self._busy.add(thread)
-        thread.start()
+        return ""
 
     def _why_not(self, peer: Peer) -> str:
         if self._uid is None or peer.uid != self._uid:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from remediator.gpu_control import NoControl
+from remediator.gpu_control import NoControl, base
 from tests.remediator.engine.bench import Bench
 
 WARNING = "GPUTemperatureWarning"
@@ -132,6 +132,23 @@ def test_a_cap_of_another_control_is_not_undone_by_this_one(capped: Bench) -> No
     capped.pass_time(100)
     assert capped.written_watts == [320.0]
     assert "'fake'" in capped.events("undo_failed")[0]["sentence"]
+
+
+@pytest.mark.parametrize(("now", "undone"), [("helper", True), ("simulated", False)])
+def test_a_cap_from_before_there_was_a_helper_is_undone_through_it(
+    capped: Bench, monkeypatch: pytest.MonkeyPatch, now: str, undone: bool
+) -> None:
+    monkeypatch.setattr(base, "_REAL", base._REAL | {"fake"})
+    capped.control.name = now
+    capped.pass_time(100)
+    assert capped.written_watts == ([320.0, 400.0] if undone else [320.0])
+
+
+def test_the_controls_of_one_driver_reach_the_same_cards() -> None:
+    assert base.reach_the_same("nvml", "helper")
+    assert base.reach_the_same("jetson", "jetson")
+    assert not base.reach_the_same("jetson", "helper")
+    assert not base.reach_the_same("nvml", "simulated")
 
 
 def heat_up_again(bench: Bench, alertname: str = WARNING) -> None:

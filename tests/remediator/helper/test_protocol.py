@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from remediator.helper.protocol import (
     MAX_REPLY,
     MAX_REQUEST,
+    UUID,
     VERBS,
     Reply,
     Request,
@@ -115,14 +118,51 @@ def test_what_is_no_request_is_refused(raw: bytes) -> None:
         parse_request(raw)
 
 
+def test_whatever_comes_in_is_a_request_or_none() -> None:
+    """Requests with bytes changed, put in, taken out or doubled."""
+    dice = random.Random(7)
+    pieces = [
+        b'"',
+        b"{",
+        b"}",
+        b",",
+        b":",
+        b"\\",
+        b"\x00",
+        b"\xff",
+        b"\\u0000",
+        b"1e9",
+        b"-",
+        b"null",
+    ]
+    taken = 0
+    for _ in range(int(os.environ.get("HELPER_FUZZ", "4000"))):
+        raw = bytearray(line(verb=dice.choice(list(VERBS)), milliwatts=dice.choice([None, 7])))
+        for _ in range(dice.randrange(3)):
+            at = dice.randrange(len(raw))
+            raw[at : at + dice.randrange(3)] = dice.choice([*pieces, bytes(raw[at : at + 9])])
+        try:
+            found = parse_request(bytes(raw))
+        except RequestError:
+            continue
+        taken += 1
+        verb = VERBS[found.verb]
+        assert UUID.fullmatch(found.uuid) or not verb.permission
+        assert verb.number is None or verb.least <= found.number <= verb.most
+    assert taken
+
+
 def test_an_answer_always_fits() -> None:
-    many = [{"pid": n, "name": "\U0001f525" * 1000} for n in range(1000)]
-    raw = encode_reply(Reply("done", "x" * 10_000, {"clients": many}, {"said": "y" * 10_000}))
-    found = parse_reply(raw)
-    assert raw.endswith(b"\n")
-    assert raw.isascii()
-    assert len(raw) <= MAX_REPLY * 10
-    assert len(found.value["clients"]) == 64
+    for letter, left in (("x", 64), ("\U0001f525", None)):
+        many = [{"pid": n, "name": letter * 1000} for n in range(1000)]
+        earlier = {"said": letter * 10_000}
+        raw = encode_reply(Reply("done", letter * 10_000, {"clients": many}, earlier))
+        found = parse_reply(raw)
+        assert raw.endswith(b"\n")
+        assert raw.isascii()
+        assert len(raw) <= MAX_REPLY
+        assert found.outcome == "done"
+        assert len(found.value.get("clients", ())) == (left or 0)
 
 
 @pytest.mark.parametrize("raw", [b"", b"null", b"{}", b'{"outcome": "perhaps"}', b"[" * 100_000])
