@@ -55,6 +55,11 @@ def find(tree: Tree) -> Files:
     )
 
 
+def is_thor(found: Files) -> bool:
+    """Tell a Thor, by the name that only its kernel gives the GPU."""
+    return found.devfreq is not None and found.devfreq.endswith(f"/{_THOR_NODE}")
+
+
 def pseudo_uuid(tree: Tree) -> str:
     """Return an identity that stays over restarts, upgrades and kernel names of the GPU.
 

@@ -1,4 +1,7 @@
-"""The GPU of a Jetson, from the kernel's files: NVML says little there, or makes it up."""
+"""The GPU of a Jetson, from the kernel's files: NVML says little there, or makes it up.
+
+Only a Thor is asked through NVML, and only for the utilisation, for which it has no file.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,13 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import pynvml
+
 from exporter.backends import _jetson_files as files
 from exporter.backends._sysfs import Tree
+from exporter.backends._thor_nvml import ThorUtilization
 from exporter.backends.base import BackendOptions, Enumeration, HealthResult, SampleResult
+from exporter.clock import SystemClock
 from exporter.environment import Environment
 from exporter.errors import BackendError, DeviceFault
 from exporter.readings import (
@@ -32,15 +39,19 @@ _SENSIBLE_CELSIUS = (-40.0, 150.0)
 
 def create(options: BackendOptions) -> JetsonBackend:  # noqa: ARG001  the contract's signature
     """Make the backend."""
-    return JetsonBackend(Path("/"))
+    return JetsonBackend(Path("/"), ThorUtilization(pynvml, SystemClock()))
 
 
 class JetsonDevice:
     """The one GPU; `Device` of the backend contract."""
 
-    def __init__(self, tree: Tree, found: files.Files) -> None:
+    def __init__(
+        self, tree: Tree, found: files.Files, driver: ThorUtilization | None = None
+    ) -> None:
+        """Read the files that were `found`; `driver` tells the utilisation where no file does."""
         self._tree = tree
         self._files = found
+        self._driver = driver
         top = self._clock("max_freq")
         available = self._text("available_frequencies") or ""
         hertz = [float(word) for word in available.split() if word.isdigit()]
@@ -81,7 +92,7 @@ class JetsonDevice:
             memory_total_bytes=total,
             memory_used_bytes=None if total is None or available is None else total - available,
             memory_free_bytes=available,
-            utilization_ratio=_ratio(load, _FULL_LOAD),
+            utilization_ratio=self._utilization(load),
             power_watts=self._power(),
             clocks_hertz=clocks,
             fan_speed_ratios=None if (fan := _ratio(duty, _FULL_DUTY)) is None else (fan,),
@@ -101,6 +112,11 @@ class JetsonDevice:
     def health(self) -> HealthResult:
         """Return an empty one: there are no such readings in these files."""
         return HealthResult(DeviceHealth())
+
+    def _utilization(self, load: int | None) -> float | None:
+        if self._driver is not None and self._files.load is None:
+            return self._driver.read()
+        return _ratio(load, _FULL_LOAD)
 
     def _temperature(self) -> float | None:
         for zone in self._files.zones:
@@ -143,8 +159,9 @@ class JetsonBackend:
 
     name = "jetson"
 
-    def __init__(self, root: Path) -> None:
-        """Read below `root`, which is `/` but in tests."""
+    def __init__(self, root: Path, driver: ThorUtilization | None = None) -> None:
+        """Read below `root`, which is `/` but in tests; a Thor's utilisation comes from `driver`."""
+        self._driver = driver
         self._environment = Environment(root)
         self._tree = Tree(root)
 
@@ -165,7 +182,8 @@ class JetsonBackend:
                 "the kernel shows no GPU below /sys: load its driver (modprobe nvgpu), or mount "
                 "/sys into the container",
             )
-        device = JetsonDevice(self._tree, found)
+        driver = self._driver if files.is_thor(found) else None
+        device = JetsonDevice(self._tree, found, driver)
         return Enumeration((device,), driver_version=files.release(self._tree))
 
     def fingerprint(self) -> object:
@@ -174,7 +192,9 @@ class JetsonBackend:
         return (found.devfreq, found.load)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Let go of the driver, where it was asked."""
+        if self._driver is not None:
+            self._driver.close()
 
 
 def _ratio(value: int | None, full: int) -> float | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from exporter.backends import registry
+from exporter.backends._thor_nvml import ThorUtilization
 from exporter.backends.jetson import JetsonBackend
 from exporter.clock import SystemClock
 from exporter.device_sampler import Schedule
@@ -17,6 +18,8 @@ from exporter.errors import BackendError, DeviceFault
 from exporter.frames import HealthFrame, ProcessesFrame, SampleFrame
 from exporter.readings import BackendReason, DeviceHealth, FaultReason, Sample
 from exporter.sampling import Collector
+from tests.exporter.fakes import FakeClock
+from tests.exporter.test_nvml_backend import FakeNvml
 
 TREES = Path(__file__).parent / "jetson"
 KIB = 1024
@@ -115,6 +118,32 @@ def test_a_thor_leaves_out_what_its_files_do_not_say(board) -> None:
     # The power of the whole board is not that of its GPU.
     assert read.power_watts is None
     assert found.processes() is None
+
+
+def test_the_utilisation_of_a_thor_comes_through_nvml(board) -> None:
+    nvml, clock = FakeNvml(gpus=1), FakeClock()
+    backend = JetsonBackend(board("agx-thor-jp7").root, ThorUtilization(nvml, clock))
+    (thor,) = backend.open().devices
+    assert [thor.sample().sample.utilization_ratio for _ in range(2)] == [0.97, 0.97]
+    assert nvml.calls.count(("nvmlInit", None)) == 1
+    nvml.errors["nvmlDeviceGetUtilizationRates"] = 1
+    read = thor.sample()
+    # One reading is missing; the files tell the rest.
+    assert (read.sample.utilization_ratio, read.sample.temperature_celsius) == (None, 48.5)
+    nvml.errors.clear()
+    assert thor.sample().sample.utilization_ratio is None
+    clock.now += 31
+    assert thor.sample().sample.utilization_ratio == 0.97
+    backend.close()
+    assert nvml.calls.count(("nvmlShutdown", None)) == 2
+
+
+def test_another_board_is_never_asked_through_nvml(board) -> None:
+    nvml = FakeNvml(gpus=1)
+    backend = JetsonBackend(board("orin-nano-jp5").root, ThorUtilization(nvml, FakeClock()))
+    backend.open().devices[0].sample()
+    backend.close()
+    assert nvml.calls == []
 
 
 def test_a_sensor_that_goes_offline_and_comes_back(board) -> None:
