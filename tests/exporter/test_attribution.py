@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from exporter import worker
 from exporter.attribution import Attributor, cap, in_first_namespace, processes_root
+from exporter.backends.base import BackendOptions
 from exporter.clock import SystemClock
+from exporter.config import Config
+from exporter.device_sampler import Schedule
 from exporter.readings import ProcessUse
+from exporter.service import Service, ServiceOptions
+from exporter.worker import WorkerOptions
 from tests.exporter.fakes import FakeClock
+from tests.exporter.test_kernel_log import until
+from tests.nvml_standin import Driver, DriverProcess
 
 ID = "3f1d6cba" * 8
 POD = "b6a16766-05ee-446a-8ee5-ff96a817f47c"
@@ -243,6 +254,50 @@ def test_what_no_gpu_uses_any_more_is_forgotten(proc) -> None:
         one.name([ProcessUse(pid)])
         clock.now += 100
     assert len(one._known) <= 4
+
+
+def options(**more) -> WorkerOptions:
+    return WorkerOptions("nvml", BackendOptions(), Schedule(), **more)
+
+
+@pytest.mark.parametrize("backend", ["simulated", "replay"])
+def test_pids_of_another_machine_are_not_looked_up_here(backend) -> None:
+    ours = ProcessUse(os.getpid(), "made up")
+    name_processes = worker._namer(replace(options(), backend=backend), None, SystemClock())
+    assert name_processes([ours]) == [ours]
+
+
+def test_what_a_worker_is_told_reaches_it(proc) -> None:
+    told = WorkerOptions.from_json(options(procfs=str(proc), container_socket="/s").to_json())
+    assert (told.procfs, told.container_socket) == (str(proc), "/s")
+    process(proc, 7, "ollama", "0::/system.slice/ollama.service\n")
+    name_processes = worker._namer(replace(told, container_socket=""), None, SystemClock())
+    until(lambda: name_processes([ProcessUse(7)]) == [ProcessUse(7, "ollama", "ollama.service")])
+
+
+def test_a_worker_without_a_socket_carries_no_http_client() -> None:
+    script = "import exporter.worker, sys; print('http.client' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False\n"
+
+
+@pytest.mark.skipif(not in_first_namespace(), reason="pids of this container may be others'")
+def test_the_whole_exporter_names_a_real_process(tmp_path, monkeypatch) -> None:
+    driver = Driver(tmp_path / "driver", gpus=1)
+    driver.set_processes(0, [DriverProcess(os.getpid(), memory_bytes=5)])
+    for name_, value in driver.env().items():
+        monkeypatch.setenv(name_, value)
+    service = Service(Config(), ServiceOptions("nvml", sample_interval=0.2))
+    service.start()
+    try:
+        assert service.wait_for_first_cycle(30)
+        (use,) = service.store.snapshot().gpus[0].processes
+    finally:
+        service.stop()
+    assert use.pid == os.getpid()
+    assert Path("/proc/self/comm").read_text().strip() in use.process
 
 
 def test_beyond_the_limit_the_sum_stays_right() -> None:
