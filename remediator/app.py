@@ -47,6 +47,7 @@ from remediator.reconcile import Reconciler
 from remediator.reconcile_metrics import ReconcileCollector
 from remediator.reload import Reloader, ReloadState, no_reload
 from remediator.store import Store
+from remediator.store.emergency import folder_for
 from remediator.store.store import DATABASE, StateLock, Trail
 from remediator.web.alerts import Refusals
 from remediator.web.app import Deps, create_app
@@ -111,6 +112,7 @@ def _trail(config: Config) -> Trail:
         anchor=audit.anchor_file or beside.anchor,
         segments=audit.segment_dir or beside.segments,
         old_keys=tuple(read_or_create_key(file) for file in audit.old_key_files),
+        emergency=audit.emergency_dir or folder_for(config.state_dir),
     )
 
 
@@ -144,8 +146,12 @@ def _service(raw: ServiceConfig, config: Config, store: Store, clock: Clock) -> 
         if store.read_only:
             # Whoever only looks leaves it to the server to remember whom it saw.
             return
-        with store.transaction() as tx:
-            tx.inventory.remember_process(raw.name, identity)
+        try:
+            with store.transaction() as tx:
+                tx.inventory.remember_process(raw.name, identity)
+        except StorageError as error:
+            # It is found again by its command; a stop for heat must not fail over this.
+            log.warning("the process of %s is not remembered: %s", raw.name, error)
 
     context = managers.Context(clock, load, save)
     return Service(
@@ -227,17 +233,19 @@ def web_application(
     registry = metrics.registry_for(collector)
     registry.register(ReconcileCollector(remediator.reconciler, remediator.counters))
     registry.register(WebConfigCollector(identities.live))
+    clock = remediator.world.clock
+    registry.register(GateCollector(remediator.world, reloads or ReloadState(True, clock.now())))
     deps = Deps(
         world=remediator.world,
         intake=remediator.intake,
         prober=remediator.prober,
         registry=registry,
         health=partial(_health, remediator),
-    clock = remediator.world.clock
-    registry.register(GateCollector(remediator.world, reloads or ReloadState(True, clock.now())))
         readiness=partial(_readiness, remediator),
         nudge=remediator.worker.nudge,
+        told=remediator.worker.emergency.told,
         ask_alertmanager=remediator.reconciler.ask_soon,
+        reload=reload,
     )
     app = create_app(deps, identities)
     app.extensions["refusals"] = Refusals(remediator.counters, remediator.world.clock)
@@ -290,8 +298,9 @@ def _keep_unchanged(old: World, new: World) -> World:
 
 
 def run(config: Config, read_again: Callable[[], Config] | None = None) -> int:
-        reload=reload,
     """`gpu-remediator serve`: until SIGTERM or SIGINT; the exit status.
+
+    On SIGHUP and `POST /-/reload` the configuration is what `read_again` returns.
 
     Raises:
         ConfigError: something in the configuration cannot work.
@@ -300,8 +309,6 @@ def run(config: Config, read_again: Callable[[], Config] | None = None) -> int:
     clock = SystemClock()
     identities = load_identities(config.web)
     with contextlib.ExitStack() as stack:
-    On SIGHUP and `POST /-/reload` the configuration is what `read_again` returns.
-
         lock = StateLock(config.state_dir)
         if not lock.acquire():
             raise ConfigError(f"another gpu-remediator uses {config.state_dir}; only one may")

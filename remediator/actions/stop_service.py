@@ -42,6 +42,11 @@ class StopService:
     def __init__(self, parameters: Parameters) -> None:
         self._parameters = parameters
 
+    @property
+    def because(self) -> str:
+        """What the hold says."""
+        return self._parameters.because
+
     def describe(self, context: StepContext) -> str:
         """What the process manager would do."""
         service = context.on_service
@@ -74,6 +79,11 @@ class StopService:
             ours = record.held_by == HOLDER and intent.get("was_to_return")
             if record.held_by is None or record.restarting or ours:
                 tx.inventory.hold(service.name, HOLDER, self._parameters.because, world.clock.now())
+        return self.carry_out(context, intent)
+
+    def carry_out(self, context: StepContext, intent: Mapping[str, Any]) -> Outcome:
+        """The stop itself, which needs no store."""
+        service = context.on_service
         service.manager.stop(identity_from(intent.get("before")), self._parameters.within)
         after = service.manager.status()
         if after.state in ("running", "starting"):

@@ -50,6 +50,9 @@ class LeaseKeeper:
                 log.exception("a lease could not be looked at lease=%d", lease.id)
 
     def _look(self, lease: Lease) -> None:
+        undone = self._world.store.emergency.of("undone")
+        if any(entry["lease"] == lease.id for entry in undone):
+            return  # It is done; only the store does not know yet.
         if self._is_worked_on(lease):
             self._cool_since.pop(lease.id, None)
             return
@@ -191,8 +194,18 @@ class LeaseKeeper:
                 )
         except StorageError:
             # The knob is back; the lease is closed and audited as soon as the store can write.
-            log.exception("an undo could not be recorded yet lease=%d", lease.id)
-            return
+            self._world.store.emergency.append(
+                "undone",
+                time=self._world.clock.now(),
+                lease=lease.id,
+                target=["gpu", lease.uuid],
+                run=lease.run_id,
+                knob=lease.knob,
+                original=lease.original,
+                state=state,
+                severity=severity,
+                sentence=f"{lease.uuid}: {sentence}",
+            )
         self._counters.add("actions", "restore_power", "done")
         self._said.pop(lease.id, None)
 

@@ -23,22 +23,7 @@ def may_act(world: World, playbook: Playbook, run: Run, step: PlannedStep) -> No
         RunEnded: one of them says no.
     """
     with _ONE_AT_A_TIME:
-        rung = playbook.rungs[step.rung]
-        gathered = gather(
-            world,
-            mode=playbook.mode or world.config.mode,
-            playbook=playbook,
-            target=run.target,
-            destructive=step.action.destructive,
-            needs=rung.permissions,
-            starts_at=run.created_at,
-            acted=False,
-            busy=(),
-            safe=rung.safe,
-            asking=run.id,
-            steps=(step,),
-        )
-        decision = _said(gathered, run)
+        gathered, decision = ask(world, playbook, run, step)
         if decision is None:
             if step.action.destructive:
                 with world.store.transaction() as tx:
@@ -59,6 +44,28 @@ def may_act(world: World, playbook: Playbook, run: Run, step: PlannedStep) -> No
         needs_human=decision.needs_human,
         by_a_gate=True,
     )
+
+
+def ask(
+    world: World, playbook: Playbook, run: Run, step: PlannedStep
+) -> tuple[Gathered, Decision | None]:
+    """What the gates looked at, and which of them keeps the step back; writes nothing."""
+    rung = playbook.rungs[step.rung]
+    gathered = gather(
+        world,
+        mode=playbook.mode or world.config.mode,
+        playbook=playbook,
+        target=run.target,
+        destructive=step.action.destructive,
+        needs=rung.permissions,
+        starts_at=run.created_at,
+        acted=False,
+        busy=(),
+        safe=rung.safe,
+        asking=run.id,
+        steps=(step,),
+    )
+    return gathered, _said(gathered, run)
 
 
 def may_follow(world: World, playbook: Playbook, run: Run, step: PlannedStep) -> None:

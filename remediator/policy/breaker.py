@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from remediator.config.model import Limits
 from remediator.durations import format_duration
@@ -47,6 +47,14 @@ def why_relapse(now: float, past: Sequence[PastRun], asking: str, limits: Limits
         f"{len(helped)} runs on {asking} within {format_duration(limits.breaker_relapse_window)} "
         "helped, and it did not last"
     )
+
+
+def why_too_many(stopped: Collection[str], asking: str, limits: Limits) -> str | None:
+    """The same where no run could be kept: only what was stopped is known, by its key."""
+    targets = sorted({*stopped, asking})
+    if len(targets) <= limits.breaker_targets:
+        return None
+    return f"{len(targets)} targets asked to be stopped ({', '.join(targets)})"
 
 
 def why_storm(now: float, past: Sequence[PastRun], asking: str, limits: Limits) -> str | None:

@@ -8,7 +8,7 @@ import logging
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from remediator.store import audit as chain
 from remediator.store import segments
 from remediator.store.anchor import Anchor
 from remediator.store.approvals import Approvals
+from remediator.store.emergency import MERGED, EmergencyJournal
 from remediator.store.episodes import Episodes
 from remediator.store.incidents import Incidents
 from remediator.store.inventory import Inventory
@@ -41,6 +42,7 @@ class Trail:
     anchor: Path
     segments: Path
     old_keys: tuple[bytes, ...] = ()
+    emergency: Path | None = None
 
     @classmethod
     def beside(cls, state_dir: Path) -> Trail:
@@ -155,6 +157,9 @@ class Transaction:
             )
 
 
+TakeOver = Callable[[Transaction, Sequence[Mapping[str, Any]], int], None]
+
+
 class Store:
     """The database in `state_dir`."""
 
@@ -178,6 +183,8 @@ class Store:
         self._actor = actor
         self.trail = trail or Trail.beside(state_dir)
         self.anchor = Anchor(self.trail.anchor)
+        self.emergency = EmergencyJournal(self.trail.emergency or state_dir, key)
+        self.take_over: TakeOver | None = None
         self._lock = threading.RLock()
         self.path = state_dir / DATABASE
         self.failing = False
@@ -216,12 +223,15 @@ class Store:
                 self._db.execute("BEGIN IMMEDIATE")
                 tx = self._new()
                 try:
+                    taken = self._take_over(tx)
                     yield tx
                 except BaseException:
                     self._rollback()
                     raise
                 self._db.execute("COMMIT")
                 self.failing = False
+                if taken is not None:
+                    self.emergency.clear(taken)
                 if tx.audited:
                     self.anchor.note(tx.audited[-1].seq, tx.audited[-1].mac, self._clock.now())
             except sqlite3.Error as error:
@@ -263,6 +273,40 @@ class Store:
         with self.transaction() as tx:
             tx.remove_audit(segment, keep)
         return segment
+
+    def _take_over(self, tx: Transaction) -> Sequence[Mapping[str, Any]] | None:
+        """What was done without the database comes first, in the transaction of whoever is first."""
+        kept, unreadable = self.emergency.entries, self.emergency.unreadable
+        if self.take_over is None or not (kept or unreadable):
+            return None
+        entries = self.emergency.after(tx.get_meta(MERGED))
+        if entries or unreadable:
+            self._merge(tx, self.take_over, entries, unreadable)
+        if entries:
+            tx.set_meta(MERGED, entries[-1]["id"])
+        return kept
+
+    def _merge(
+        self,
+        tx: Transaction,
+        take_over: TakeOver,
+        entries: Sequence[Mapping[str, Any]],
+        unreadable: int,
+    ) -> None:
+        self._db.execute("SAVEPOINT emergency")
+        try:
+            take_over(tx, entries, unreadable)
+        except sqlite3.Error:
+            raise
+        except Exception as error:
+            # A fault of ours must not keep every later transaction from being made.
+            log.exception("the emergency journal could not be taken over")
+            self._db.execute("ROLLBACK TO emergency")
+            tx.audited.clear()
+            why = f"the emergency journal could not be taken over ({type(error).__name__})"
+            data = {"entries": list(entries), "unreadable": unreadable}
+            tx.audit(chain.Draft("emergency", why, severity="critical", data=data))
+        self._db.execute("RELEASE emergency")
 
     def _new(self) -> Transaction:
         return Transaction(self._db, self._key, self._clock, self._actor, self.trail)

@@ -104,6 +104,7 @@ def receive() -> Any:
         opened = deps.intake.accept(notification)
     except StorageError as error:
         log.exception("a delivery could not be stored")
+        deps.told(notification)
         return {"error": f"not stored, send it again: {error}"}, 503
     if opened:
         deps.nudge()

@@ -117,20 +117,20 @@ class Sweep:
 
     def _count(self, way: Way) -> int:
         """How many points there are."""
-        story = self._first_life(None if way.kills else way, 2**40)
+        story = self._first_life(way, 2**40)
         story.sleep()
         return self._shim.count(way)
 
     def _point(self, way: Way, number: int) -> Any:
         """One life up to the point, and the one after it."""
-        _remove(self._state, self._after)
+        _remove(self._state, self._after, self._state.with_name("emergency.jsonl"))
         status = _in_a_child(partial(self._first_life, way, number))
         killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
         if way.kills != killed:
             return {"end": "not reached", "problems": [f"the first life ended with {status}"]}
         return self._result(self._second_life)
 
-    def _first_life(self, way: Way | None, number: int) -> Story:
+    def _first_life(self, way: Way, number: int) -> Story:
         shutil.copytree(self._template, self._state)
         story: Story = frozen.loads(self._world.read_bytes())
 
@@ -144,9 +144,10 @@ class Sweep:
             # It does not start. Whoever starts it again comes when the disk is well.
             self._shim.disarm()
         else:
-            lasts = story.bench.clock.passed + _OUTAGE if way and way.lasting else None
+            lasts = story.bench.clock.passed + _OUTAGE if way.lasting else None
             story.live(self._shim, until=story.over, at_most=lasts)
             self._shim.disarm()
+            story.missed = story.broken_by_the_outage() if lasts else []
         dying()
         return story
 
@@ -155,7 +156,7 @@ class Sweep:
         story.wake(self._state)
         story.live(self._shim, until=story.over)
         runs = ", ".join(sorted(run.state for run in story.bench.runs)) or "no run"
-        found = list(checks.problems(story))
+        found = [*story.missed, *checks.problems(story)]
         story.sleep()
         return {"end": runs, "problems": found}
 
@@ -163,7 +164,7 @@ class Sweep:
         """What `work` returns in a child."""
         _remove(self._answer)
         if work != self._second_life:
-            _remove(self._state, self._after)
+            _remove(self._state, self._after, self._state.with_name("emergency.jsonl"))
         status = _in_a_child(lambda: self._answer.write_text(json.dumps(work())))
         if status != 0:
             return {"end": "broken", "problems": ["the second life itself failed"]}

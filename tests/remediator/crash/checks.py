@@ -26,7 +26,7 @@ def problems(story: Story) -> Iterator[str]:
             row[0] for row in raw.execute("SELECT alertname FROM episodes WHERE ended_at IS NULL")
         }
     for source in story.sources:
-        if source.answers and source.alertname not in known:
+        if "firing" in source.answers and source.alertname not in known:
             yield f"{source.alertname} was answered 202 and is lost"
         if source.answers[-1:] == ["resolved"] and source.alertname in still:
             yield f"the end of {source.alertname} was answered 202 and is lost"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from remediator.errors import RemediatorError, StorageError
+from remediator.store.store import Trail
 from tests.remediator.crash.preload import Shim
 from tests.remediator.engine import fakes
 from tests.remediator.engine.bench import KEY, Bench
@@ -22,7 +23,7 @@ from tests.remediator.engine.memory_scene import MemoryScene
 
 _OF_THE_PROCESS = (
     "store", "world", "intake", "evaluator", "executor", "leases", "prober", "housekeeper",
-    "playbooks", "counters", "config",
+    "playbooks", "counters", "config", "emergency",
 )  # fmt: skip
 _MOST_SECONDS = 1500
 _REPEATS = 60.0
@@ -74,6 +75,7 @@ class Story:
         self.bench = self.make(folder)
         self.sources = self.alerts()
         self.began = 0.0
+        self.missed: list[str] = []
 
     def make(self, folder: Path) -> Bench:
         raise NotImplementedError
@@ -93,6 +95,10 @@ class Story:
 
     def begin(self) -> None:
         """What makes the alert fire."""
+
+    def broken_by_the_outage(self) -> list[str]:
+        """What must have been done although the disk never came back."""
+        return []
 
     def done(self) -> dict[str, int]:
         """How often each thing was done to the world."""
@@ -116,7 +122,9 @@ class Story:
         bench = self.bench
         bench.directory = self.folder = folder
         bench.config = bench.make_config(folder)
-        bench.store = FlakyStore(bench.disk, folder, KEY, bench.clock)
+        beside = Trail.beside(folder)
+        trail = Trail(beside.anchor, beside.segments, emergency=folder.parent)
+        bench.store = FlakyStore(bench.disk, folder, KEY, bench.clock, trail=trail)
         self.wire()
         bench.housekeeper.note_start()
 
@@ -134,7 +142,7 @@ class Story:
 
     def looks(self) -> list[Callable[[], object]]:
         bench = self.bench
-        return [bench.act, bench.tick_leases, bench.tick_housekeeper]
+        return [bench.act, bench.tick_leases, bench.tick_housekeeper, bench.tick_emergency]
 
     def over(self) -> bool:
         """Nothing is left to do: every alert is over and told, every run has ended, every knob is back."""
@@ -227,6 +235,10 @@ class EmergencyStop(Story):
     def begin(self) -> None:
         manager = self.bench.managers["ollama"]
         self.bench.card.celsius = lambda watts: 91.0 if manager.identity else 70.0
+
+    def broken_by_the_outage(self) -> list[str]:
+        runs = self.bench.managers["ollama"].identity is not None
+        return ["a stop for heat waited for the disk"] if runs else []
 
 
 class ClearCache(Story):

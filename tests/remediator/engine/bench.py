@@ -11,6 +11,7 @@ from remediator.alertmanager import Alert, Notification
 from remediator.config import Config, ServiceConfig
 from remediator.config.strict import build
 from remediator.counters import Counters
+from remediator.engine.emergency import EmergencyStop
 from remediator.engine.evaluator import Evaluator
 from remediator.engine.executor import Executor
 from remediator.engine.housekeeping import Housekeeper
@@ -110,6 +111,7 @@ class Bench:
         self.leases = LeaseKeeper(self.world, self.counters)
         self.prober = Prober(self.world)
         self.housekeeper = Housekeeper(self.world, self.executor)
+        self.emergency = EmergencyStop(self.world, self.evaluator)
 
     def restart(self) -> None:
         """A new process over the same state directory; nothing in memory survives."""
@@ -160,7 +162,12 @@ class Bench:
         labels |= {"llm_service": service} if service else {"uuid": uuid or self.uuids[0]}
         fingerprint = hashlib.sha256(repr(sorted(labels.items())).encode()).hexdigest()[:16]
         alert = Alert(fingerprint, status, labels, {}, starts_at, ends_at)
-        self.intake.accept(Notification("remediator", "", 0, (alert,), "digest"))
+        notification = Notification("remediator", "", 0, (alert,), "digest")
+        try:
+            self.intake.accept(notification)
+        except StorageError:
+            self.emergency.told(notification)
+            raise
 
     # one look of each loop
 
@@ -189,11 +196,14 @@ class Bench:
     def tick_housekeeper(self) -> None:
         self.housekeeper.tick()
 
+    def tick_emergency(self) -> None:
+        self.emergency.tick()
+
     def pass_time(self, seconds: float, *, step: float = 1.0) -> None:
         """Let every loop look once a second for so long; a failing store is tried again."""
         for _ in range(round(seconds / step)):
             self.clock.advance(step)
-            for look in ("act", "tick_leases", "tick_housekeeper"):
+            for look in ("act", "tick_leases", "tick_housekeeper", "tick_emergency"):
                 try:
                     getattr(self, look)()
                 except StorageError:

@@ -339,4 +339,5 @@ class FlakyStore(Store):
         with super().transaction() as tx:
             yield tx
             if fails:
+                self.failing = True
                 raise StorageError("the store could not commit: database or disk is full")

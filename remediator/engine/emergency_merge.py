@@ -1,0 +1,159 @@
+"""Takes the emergency journal over into the store: once, and before anything else is written there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from remediator.clock import boot_id
+from remediator.engine.gathering import supersede
+from remediator.store import Draft, Transaction
+from remediator.store.audit import Severity
+from remediator.store.inventory import HOLDER
+from remediator.store.rows import target_of
+
+Entry = Mapping[str, Any]
+
+
+class Merge:
+    """One taking over, within the transaction of whoever came first."""
+
+    def __init__(self, tx: Transaction, now: float) -> None:
+        self._tx = tx
+        self._now = now
+        self._runs: dict[str, int] = {}
+
+    def all(self, entries: Sequence[Entry], unreadable: int) -> None:
+        """Every entry, behind a record that tells of the outage."""
+        since = min((one["time"] for one in entries), default=self._now)
+        spoilt = f"; {unreadable} more could not be read" if unreadable else ""
+        self._tx.audit(
+            Draft(
+                "emergency",
+                f"the store could not be written; the {len(entries)} entries that were journaled "
+                f"elsewhere meanwhile follow{spoilt}",
+                severity="critical",
+                reason="store_failed",
+                data={"entries": len(entries), "since": since, "unreadable": unreadable},
+            )
+        )
+        takes = {
+            "began": self._began,
+            "intended": self._intended,
+            "ended": self._ended,
+            "undone": self._undone,
+        }
+        for entry in entries:
+            takes[entry["what"]](entry)
+
+    def _began(self, entry: Entry) -> None:
+        target, tx = target_of(*entry["target"]), self._tx
+        run_id = entry["run"]
+        if run_id is None:
+            for lighter in (*tx.runs.holders((target,)), *tx.runs.followers(target)):
+                supersede(tx, lighter.id, entry["playbook"])
+            run = tx.runs.create(
+                episode_id=entry["episode"],
+                playbook=entry["playbook"],
+                weight=entry["weight"],
+                safe=True,
+                trigger=entry["alertname"],
+                target=target,
+                locks=(),
+                state="reserved",
+                plan=entry["plan"],
+                now=entry["time"],
+                expires_at=None,
+                boot_id=boot_id(),
+            )
+            assert run is not None  # noqa: S101 - it asked for no lock
+            run_id = run.id
+            tx.runs.take_over(run_id, (target,))
+            if entry["episode"] is not None:
+                tx.episodes.decided(entry["episode"], "run:accepted", None)
+            tx.incidents.put(
+                episode_id=entry["episode"],
+                trigger=entry["alertname"],
+                target=target,
+                playbook=entry["playbook"],
+                state="recovering",
+                reason="accepted",
+                last_step="stop_service",
+                now=self._now,
+            )
+        tx.runs.mark_destructive(run_id)
+        self._runs[target.key] = run_id
+        what = f"run {run_id}: {entry['playbook']} on {target.key}: {entry['sentence']}"
+        self._audit("emergency_stop", what, entry, "critical")
+
+    def _intended(self, entry: Entry) -> None:
+        run_id = self._run(entry)
+        if run_id is not None and self._is_open(run_id, entry["seq"]):
+            kind, name = entry["target"]
+            self._tx.runs.intend(
+                run_id,
+                entry["seq"],
+                rung=0,
+                action="stop_service",
+                gpu=name if kind == "gpu" else None,
+                service=entry["service"],
+                intent=entry["intent"],
+                sentence=entry["sentence"],
+                now=entry["time"],
+                boot_id=entry["boot_id"],
+            )
+        self._audit("step_started", entry["sentence"], entry)
+
+    def _ended(self, entry: Entry) -> None:
+        tx, name, run_id = self._tx, entry["service"], self._run(entry)
+        if run_id is not None and self._is_open(run_id, entry["seq"]):
+            tx.runs.finish_step(
+                run_id,
+                entry["seq"],
+                entry["state"],
+                {"reason": entry["reason"], "emergency": True},
+                entry["sentence"],
+                entry["time"],
+            )
+        record = tx.inventory.service(name)
+        if entry["state"] == "done" and (record.held_by is None or record.restarting):
+            tx.inventory.hold(name, HOLDER, entry["because"], entry["time"])
+        severity: Severity = "info" if entry["state"] == "done" else "warning"
+        self._audit("step_finished", entry["sentence"], entry, severity)
+
+    def _undone(self, entry: Entry) -> None:
+        open_now = {lease.id for lease in self._tx.leases.open_all()}
+        if entry["lease"] in open_now:
+            self._tx.leases.end(entry["lease"], entry["state"], entry["sentence"], entry["time"])
+            self._audit("undone", entry["sentence"], entry, entry["severity"])
+
+    def _is_open(self, run_id: int, seq: int) -> bool:
+        """Whether the step has no end yet: where the run goes on again, it may have one."""
+        return all(s.seq != seq or s.state == "intended" for s in self._tx.runs.steps(run_id))
+
+    def _run(self, entry: Entry) -> int | None:
+        """The run of an entry; its beginning may have been taken over some time ago."""
+        target = target_of(*entry["target"])
+        holders = [run.id for run in self._tx.runs.holders((target,)) if run.safe]
+        return self._runs.get(target.key, holders[0] if holders else None)
+
+    def _audit(self, event: str, sentence: str, entry: Entry, severity: Severity = "info") -> None:
+        kept = {
+            key: value
+            for key, value in entry.items()
+            if key not in ("what", "target", "sentence", "run", "plan", "severity", "time")
+        }
+        target = target_of(*entry["target"])
+        self._tx.audit(
+            Draft(
+                event,
+                sentence,
+                severity=severity,
+                run=entry.get("run") or self._runs.get(target.key),
+                episode=entry.get("episode"),
+                alertname=entry.get("alertname", ""),
+                target=target.key,
+                reason=str(entry.get("reason") or entry.get("state") or ""),
+                data=kept | {"emergency": True, "done_at": entry["time"]},
+            )
+        )
