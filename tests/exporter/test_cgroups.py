@@ -6,7 +6,11 @@ them (k3s, kind, OpenTelemetry, Datadog).
 
 from __future__ import annotations
 
+import re
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from exporter.cgroups import Place, place
 
@@ -173,3 +177,35 @@ FORMS = {
 def test_the_place_of_a_process(name) -> None:
     text, expected = FORMS[name]
     assert place(text) == expected
+
+
+PIECES = st.sampled_from(
+    [
+        ID,
+        POD,
+        POD_,
+        STATIC,
+        SLICE,
+        "docker-",
+        "crio-",
+        ".scope",
+        ".service",
+        "pod",
+        "/",
+        ":",
+        "..",
+        "0",
+        "\n",
+        "é",
+    ]
+)
+
+
+@given(st.lists(PIECES | st.text(max_size=8), max_size=20).map("".join))
+@settings(max_examples=200, deadline=None)
+def test_whatever_stands_there_an_id_is_an_id(text) -> None:
+    found = place(text)
+    assert re.fullmatch(r"(?:[0-9a-f]{64})?", found.container_id)
+    assert re.fullmatch(r"(?:[0-9a-f-]{36}|[0-9a-f]{32})?", found.pod_uid)
+    assert "/" not in found.unit
+    assert "\n" not in found.unit

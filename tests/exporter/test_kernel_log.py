@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from exporter.clock import SystemClock
 from exporter.kernel_log import KernelLog, LogBatch, LoggedXid, pci_address
@@ -296,6 +298,28 @@ def test_a_read_that_does_not_come_back_holds_up_nobody(follow) -> None:
     assert entered.wait(20)
     log.stop()
     leave.set()
+
+
+@given(
+    st.lists(
+        st.binary(max_size=40)
+        | st.sampled_from([b"3,1,2,-;", b"NVRM: Xid (PCI:0000:17:00): 79, x", b"\n", b" K=v\n"]),
+        max_size=12,
+    ),
+    st.integers(1, 20),
+)
+@settings(max_examples=200, deadline=None)
+def test_whatever_stands_there_in_whatever_pieces_the_same_is_found(parts, size) -> None:
+    text = b"".join(parts) + b"\n"
+
+    def found(pieces: list[bytes]) -> list[LoggedXid]:
+        log = KernelLog(Path("/nothing"), Sink(), FakeClock())
+        xids: list[LoggedXid] = []
+        for piece in pieces:
+            log._take(piece, xids)
+        return xids
+
+    assert found([text]) == found([text[at : at + size] for at in range(0, len(text), size)])
 
 
 @pytest.mark.parametrize(
