@@ -144,6 +144,7 @@ _GPU = (
     _gauge("gpu_pcie_link_width", "Lanes of the PCIe link now."),
     _gauge("gpu_pcie_link_width_max", "Lanes that card and slot both have."),
     _counter("gpu_pcie_replays_total", "PCIe packets that were sent again."),
+    _counter("gpu_pcie_errors_total", "Errors of the PCIe link.", "", ("kind",)),
     _gauge(
         "gpu_pcie_throughput_bytes_per_second",
         "PCIe traffic in the 20 ms that the driver looked; off unless configured.",

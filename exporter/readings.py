@@ -133,12 +133,15 @@ class PcieLink:
     Attributes:
         width: in lanes.
         replays: counter of packets that were sent again.
+        errors: counters by kind: `correctable`, `receiver`, `bad_tlp`, `bad_dllp`, `non_fatal`,
+            `fatal`, `lcrc`.
         bytes_per_second: by direction (`transmit`, `receive`), seen from the GPU.
     """
 
     generation: int | None = None
     width: int | None = None
     replays: int | None = None
+    errors: Mapping[str, int] | None = None
     bytes_per_second: Mapping[str, int] | None = None
 
 

@@ -195,6 +195,7 @@ def _health(health: DeviceHealth) -> Iterator[Row]:
 def _links(health: DeviceHealth) -> Iterator[Row]:
     if health.pcie is not None:
         yield from _present(health.pcie, _PCIE_GAUGES)
+        yield from _by_label("gpu_pcie_errors_total", health.pcie.errors or {})
         traffic = health.pcie.bytes_per_second or {}
         yield from _by_label("gpu_pcie_throughput_bytes_per_second", traffic)
     for nvlink in health.nvlinks or ():

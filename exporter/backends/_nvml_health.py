@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from exporter.backends._nvml_links import LINK_COUNT_FIELD, PCIE_REPLAY_FIELD, NvLinks, read_pcie
+from exporter.backends._nvml_links import LINK_COUNT_FIELD, PCIE_FIELDS, NvLinks, read_pcie
 from exporter.backends._nvml_mig import read_mig
 from exporter.backends._nvml_reader import Call, Reader
 from exporter.readings import RECOVERY_ACTIONS, UNKNOWN_RECOVERY_ACTION, DeviceHealth
@@ -37,7 +37,7 @@ _FIELDS = (
     _REMAP_FAILURE,
     _RECOVERY_ACTION,
     LINK_COUNT_FIELD,
-    PCIE_REPLAY_FIELD,
+    *PCIE_FIELDS,
 )
 _VOLATILE = 0
 _NANO = 1e-9

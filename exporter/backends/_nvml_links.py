@@ -11,6 +11,16 @@ from exporter.readings import NvLink, PcieLink
 
 LINK_COUNT_FIELD = 91
 PCIE_REPLAY_FIELD = 94
+_PCIE_ERROR_FIELDS = {
+    "correctable": 173,
+    "receiver": 175,
+    "bad_tlp": 176,
+    "bad_dllp": 178,
+    "non_fatal": 179,
+    "fatal": 180,
+    "lcrc": 182,
+}
+PCIE_FIELDS = (PCIE_REPLAY_FIELD, *_PCIE_ERROR_FIELDS.values())
 _STATE_FIELD = 165
 # Up is what carries traffic: active, or asleep until there is some.
 _UP_STATES = (1, 2)
@@ -23,7 +33,9 @@ _ERROR_FIELDS = {
     "link_recovery_failed": 214,
     "receive": 208,
 }
+# All links in KiB, or on NVLink 5 each link in bytes.
 _TRAFFIC_FIELDS = {"transmit": 138, "receive": 139}
+_LINK_TRAFFIC_FIELDS = {"transmit": 202, "receive": 204}
 _ALL_LINKS = 0xFFFFFFFF
 _MOST_LINKS = 36
 _KIB = 1024
@@ -61,10 +73,14 @@ def read_pcie(reader: Reader, fields: Mapping[int, float], *, throughput: bool) 
     replays: Any = fields.get(PCIE_REPLAY_FIELD)
     if replays is None:
         replays = reader.read("pcie_replays")
+    errors = {
+        kind: int(fields[number]) for kind, number in _PCIE_ERROR_FIELDS.items() if number in fields
+    }
     link = PcieLink(
         generation=link_number(reader.read("pcie_generation")),
         width=link_number(reader.read("pcie_width")),
         replays=None if replays is None else int(replays),
+        errors=errors or None,
         bytes_per_second=_pcie_traffic(reader) if throughput else None,
     )
     return None if link == PcieLink() else link
@@ -86,6 +102,7 @@ class NvLinks:
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
         self._kinds: Mapping[str, int] = _ERROR_FIELDS
+        self._traffic_of: dict[tuple[int, int], float] = {}
 
     def read(
         self, fields: Mapping[int, float]
@@ -106,7 +123,7 @@ class NvLinks:
         if any(link.up for link in links):
             told = {kind for link in links for kind in link.errors}
             self._kinds = {kind: one for kind, one in _ERROR_FIELDS.items() if kind in told}
-        return links, self._traffic()
+        return links, self._traffic() or self._traffic_by_link(links)
 
     def _link(self, link: int, found: Mapping[tuple[int, int], float]) -> NvLink:
         state = found.get((_STATE_FIELD, link))
@@ -126,4 +143,16 @@ class NvLinks:
             name: int(found[number, _ALL_LINKS]) * _KIB
             for name, number in _TRAFFIC_FIELDS.items()
             if (number, _ALL_LINKS) in found
+        } or None
+
+    def _traffic_by_link(self, links: tuple[NvLink, ...]) -> dict[str, int] | None:
+        up = [link.link for link in links if link.up]
+        wanted = [(number, link) for number in _LINK_TRAFFIC_FIELDS.values() for link in up]
+        # A link that goes down keeps what it had: a sum without it would look like a reset.
+        self._traffic_of |= self._reader.read_fields(wanted)
+        told = {number for number, _ in self._traffic_of}
+        return {
+            name: sum(int(value) for (one, _), value in self._traffic_of.items() if one == number)
+            for name, number in _LINK_TRAFFIC_FIELDS.items()
+            if number in told
         } or None

@@ -107,7 +107,7 @@ def health(**more) -> DeviceHealth:
         "row_remap_failure": False,
         "retired_pages": {"single_bit": 0, "double_bit": 2},
         "recovery_action": "none",
-        "pcie": PcieLink(4, 16, 0, {"transmit": 2048, "receive": 1024}),
+        "pcie": PcieLink(4, 16, 0, {"fatal": 0}, {"transmit": 2048, "receive": 1024}),
         "nvlinks": (NvLink(0, up=True, errors={"replay": 1, "crc": 0}), NvLink(1, up=False)),
         "nvlink_bytes": {"transmit": 4096, "receive": 8192},
         "mig_mode": {"current": True, "pending": True},

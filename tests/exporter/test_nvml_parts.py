@@ -113,6 +113,12 @@ def test_the_pcie_link_now_and_at_its_best(nvml) -> None:
     assert ("nvmlDeviceGetPcieReplayCounter", 0) not in nvml.calls
 
 
+def test_pcie_errors_are_those_that_the_card_counts(nvml) -> None:
+    assert device_of(nvml).health().health.pcie.errors is None
+    nvml.fields.update({173: 4, 180: 1})
+    assert device_of(nvml).health().health.pcie.errors == {"correctable": 4, "fatal": 1}
+
+
 def test_pcie_throughput_is_read_only_if_it_is_wanted(nvml) -> None:
     pcie = device_of(nvml, pcie_throughput=True).health().health.pcie
     assert pcie.bytes_per_second == {"transmit": 1_024_000, "receive": 2_048_000}
@@ -150,6 +156,22 @@ def test_nvlinks_their_errors_and_their_traffic(nvml) -> None:
     nvml.batches.clear()
     assert device.health().health.nvlinks == health.nvlinks
     assert nvml.batches[1:] == [64, 8, 2]
+
+
+def test_nvlink_5_counts_traffic_by_link(nvml) -> None:
+    nvml.fields[91] = 3
+    for link, state in enumerate((1, 1, 0)):
+        nvml.scoped.update({(165, link): state, (215, link): 2, (208, link): 0})
+        if state:
+            nvml.scoped.update({(202, link): 1000 + link, (204, link): 5000})
+    device = device_of(nvml)
+    health = device.health().health
+    assert health.nvlinks[0].errors == {"link_recovery": 2, "receive": 0}
+    assert health.nvlink_bytes == {"transmit": 2001, "receive": 10_000}
+    # A link that goes down does not make the counter go back.
+    nvml.scoped.update({(165, 1): 0, (202, 0): 3000})
+    del nvml.scoped[202, 1]
+    assert device.health().health.nvlink_bytes == {"transmit": 4001, "receive": 10_000}
 
 
 def test_a_link_that_is_down_has_no_counters_until_it_is_up(nvml) -> None:
