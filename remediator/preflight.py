@@ -29,10 +29,8 @@ def concerns(world: World, playbooks: Playbooks) -> Iterator[str]:
             f"{error}; until it does, no GPU alert is decided: start gpu-exporter, or correct "
             "exporter.url"
         )
-    gpus = world.config.gpus
-    if gpus.control == "helper" or (gpus.control == "jetson" and gpus.helper_socket):
-        yield from _helper(world, playbooks)
-    if gpus.control == "nvml":
+    yield from helper_concerns(world, playbooks)
+    if world.config.gpus.control == "nvml":
         yield from _nvml(world, playbooks)
     if "gpu_reset" in world.config.allow:
         yield from _reset(world)
@@ -66,8 +64,11 @@ def _nvml(world: World, playbooks: Playbooks) -> Iterator[str]:
         )
 
 
-def _helper(world: World, playbooks: Playbooks) -> Iterator[str]:
+def helper_concerns(world: World, playbooks: Playbooks) -> Iterator[str]:
+    """What the helper would not do; nothing where it is not needed."""
     gpus = world.config.gpus
+    if gpus.control != "helper" and not (gpus.control == "jetson" and gpus.helper_socket):
+        return
     needed = set()
     if _acts(world, playbooks):
         needed.add("jetson" if gpus.control == "jetson" else "power_limit")

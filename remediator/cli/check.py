@@ -14,6 +14,7 @@ from remediator.errors import ManagerError, NoEvidence
 from remediator.gpu_control.base import knob_named
 from remediator.log import printable
 from remediator.playbooks import load as load_playbooks
+from remediator.preflight import helper_concerns
 from remediator.readings import GpuReading
 from remediator.store import Incident, Run, Step, Transaction
 from remediator.store.inventory import ServiceRecord
@@ -32,11 +33,18 @@ def check(config: Config) -> int:
     with store.reading() as tx:
         records = {name: tx.inventory.service(name) for name in world.services}
         worst = _check_gates(config, tx, world.clock.now())
-    worst = max(worst, _check_gpus(world))
+    worst = max(worst, _check_gpus(world), _check_helper(world))
     for name, service in sorted(world.services.items()):
         worst = max(worst, _check_service(service, records[name]))
     with store.reading() as tx:
         return max(worst, _check_recoveries(tx, world.clock.now()))
+
+
+def _check_helper(world: World) -> int:
+    said = list(helper_concerns(world, load_playbooks(world.config.playbooks)))
+    for sentence in said:
+        print(printable(sentence))
+    return 1 if said else 0
 
 
 def _check_gates(config: Config, tx: Transaction, now: float) -> int:

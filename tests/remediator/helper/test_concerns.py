@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from remediator.preflight import concerns
-from tests.remediator.edge.conftest import cli, exporter
+from remediator.store import Store
+from tests.remediator.edge.conftest import cli, exporter, store
 from tests.remediator.edge.support import ExporterStandIn, in_process, write_config
 from tests.remediator.helper.support import Cards, Running, desk_of
 
-__all__ = ["cli", "exporter"]
+__all__ = ["cli", "exporter", "store"]
 
 Said = Callable[..., list[str]]
 
@@ -93,6 +94,26 @@ def test_check_config_says_where_the_helper_listens_and_asks_nobody(
         assert code == 0
         assert f"the helper listens on {socket}" in out
         assert (f"note: {socket} is not here" in out) is not here
+
+
+def test_check_says_what_the_helper_lacks(
+    cli: Callable[..., tuple[int, str, str]],
+    tmp_path: Path,
+    store: Store,
+    exporter: ExporterStandIn,
+    helper: Running,
+) -> None:
+    for socket, words, expected in (
+        (tmp_path / "absent", "install gpu-remediator-helper.socket", 1),
+        (helper.socket, "", 0),
+    ):
+        gpus = {"control": "helper", "helper_socket": str(socket)}
+        path = write_config(tmp_path, gpus=gpus, mode="auto", exporter={"url": exporter.url})
+        code, out, _ = cli("check", f"--config.file={path}")
+        assert (code, "the helper" in out) == (expected, bool(words)), out
+        assert words in out
+    # Its last line is written while this test's standard error is still there.
+    helper.close()
 
 
 def test_a_socket_by_a_relative_path_is_a_mistake(
