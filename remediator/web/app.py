@@ -14,9 +14,10 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from remediator.alertmanager import Notification
 from remediator.engine.prober import Prober
 from remediator.intake import Intake
-from remediator.web import alerts, api, approvals, page, reload, status
+from remediator.web import alerts, api, approvals, openapi, page, reload, status
 from remediator.web.auth import Identities
 from remediator.world import World
+from serving.answer import accepts_gzip, preferred_format
 
 
 @dataclass(frozen=True)
@@ -50,27 +51,26 @@ def create_app(deps: Deps, identities: Identities) -> Flask:
     app.register_blueprint(approvals.blueprint)
     app.register_blueprint(reload.blueprint)
     app.register_blueprint(status.blueprint)
+    app.register_blueprint(openapi.blueprint)
     app.register_blueprint(page.blueprint)
 
     @app.get("/metrics")
     def metrics() -> Response:
-        encoder, content_type = choose_encoder(request.headers.get("Accept", ""))
+        encoder, content_type = choose_encoder(preferred_format(request.headers.get("Accept", "")))
         body = encoder(deps.registry)
-        headers = {"Content-Type": content_type}
-        if "gzip" in request.headers.get("Accept-Encoding", ""):
+        headers = {"Content-Type": content_type, "Vary": "Accept, Accept-Encoding"}
+        if accepts_gzip(request.headers.get("Accept-Encoding", "")):
             body = gzip.compress(body, 1)
             headers["Content-Encoding"] = "gzip"
         return Response(body, headers=headers)
 
     @app.get("/-/healthy")
-    def healthy() -> tuple[str, int]:
-        problem = deps.health()
-        return (f"not healthy: {problem}\n", 503) if problem else ("healthy\n", 200)
+    def healthy() -> Response:
+        return _probe("healthy", deps.health())
 
     @app.get("/-/ready")
-    def ready() -> tuple[str, int]:
-        problem = deps.readiness()
-        return (f"not ready: {problem}\n", 503) if problem else ("ready\n", 200)
+    def ready() -> Response:
+        return _probe("ready", deps.readiness())
 
     @app.errorhandler(HTTPException)
     def http_error(error: HTTPException) -> Response:
@@ -90,3 +90,8 @@ def create_app(deps: Deps, identities: Identities) -> Flask:
         return response
 
     return app
+
+
+def _probe(word: str, problem: str | None) -> Response:
+    text = f"not {word}: {problem}\n" if problem else f"{word}\n"
+    return Response(text, 503 if problem else 200, mimetype="text/plain")
