@@ -21,6 +21,7 @@ from remediator.errors import RemediatorError
 from remediator.helper.command import add_arguments as add_helper_arguments
 
 _PREFIX = "GPU_REMEDIATOR_"
+_MODES = ("observe", "approve", "auto")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,7 +78,9 @@ def _dispatch(arguments: argparse.Namespace, config: Config) -> int:
         case "plan":
             return plan(config, arguments)
         case "undo":
-            return operate.undo(config, arguments.uuid, everything=arguments.all)
+            return operate.undo(
+                config, arguments.uuid, everything=arguments.all, forgets=arguments.forget
+            )
         case "approve":
             return operate.approve(config, arguments.run, arguments.token)
         case "deny":
@@ -145,11 +148,22 @@ def _parser() -> argparse.ArgumentParser:
     source = planning.add_mutually_exclusive_group(required=True)
     source.add_argument("--alert", metavar="NAME", help="the name of the alert")
     source.add_argument("--file", metavar="FILE", help="a webhook payload of Alertmanager")
-    planning.add_argument("--uuid", default="", help="the GPU the alert names")
+    source.add_argument(
+        "--replay", metavar="FILE", help="a recorded day: what would have been done"
+    )
+    planning.add_argument("--mode", choices=_MODES, help="for --replay, in place of the configured")
+    planning.add_argument(
+        "--uuid", default="", help="the GPU the alert names; its beginning is enough"
+    )
     planning.add_argument("--service", default="", help="the service the alert names")
     undo = command("undo", "restore what was changed, as soon as the card is seen cool")
     undo.add_argument("uuid", nargs="?", metavar="UUID")
     undo.add_argument("--all", action="store_true", help="every card")
+    undo.add_argument(
+        "--forget",
+        action="store_true",
+        help="the card was removed for good: end its undo without writing anything",
+    )
     approving = command("approve", "let a waiting run begin")
     approving.add_argument("run", type=_number, metavar="RUN")
     approving.add_argument(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -16,7 +16,7 @@ from remediator.cli.server import ask
 from remediator.clock import SystemClock
 from remediator.config import Config
 from remediator.counters import Counters
-from remediator.engine.leases import LeaseKeeper
+from remediator.engine.leases import LeaseKeeper, forget
 from remediator.errors import RemediatorError
 from remediator.gpu_control.base import knob_named
 from remediator.log import printable
@@ -95,28 +95,46 @@ def release(config: Config, service: str) -> int:
     return 0
 
 
-def undo(config: Config, uuid: str | None, *, everything: bool) -> int:
-    """Restore what was changed on one card or on all."""
-    if everything == bool(uuid):
-        print("say which card (a uuid), or --all", file=sys.stderr)
+def undo(config: Config, uuid: str | None, *, everything: bool, forgets: bool = False) -> int:
+    """Restore what was changed on one card or on all, or give it up on a card that is gone."""
+    if everything == bool(uuid) or (everything and forgets):
+        print("say which card (a uuid), or --all without --forget", file=sys.stderr)
         return 2
     uuid = uuid or None
     lock = StateLock(config.state_dir)
     if lock.acquire():
         try:
-            return _undo_here(config, uuid)
+            return _forget_here(config, str(uuid)) if forgets else _undo_here(config, uuid)
         finally:
             lock.release()
     body: dict[str, Any] = {"all": True}
     if uuid is not None:
         caps = ask(config, "GET", "/api/v1/incidents")["leases"]
         body = {"uuid": _meant(uuid, [_Cap(*(one[name] for name in _Cap._fields)) for one in caps])}
+    if forgets:
+        answer = ask(config, "POST", "/api/v1/undo", body | {"forget": True})
+        return _say_forgotten(one["uuid"] for one in answer["forgotten"])
     leases = ask(config, "POST", "/api/v1/undo", body)["requested"]
     for lease in leases:
         print(f"{lease['uuid']}: asked for; restored as soon as a fresh reading says it is cool")
     if not leases:
         print("nothing to undo")
     return 0
+
+
+def _say_forgotten(uuids: Iterable[str]) -> int:
+    for uuid in uuids:
+        print(f"{uuid}: forgotten; nothing was written to it")
+    return 0
+
+
+def _forget_here(config: Config, uuid: str) -> int:
+    clock = SystemClock()
+    store = open_store(config, clock)
+    with store.reading() as tx:
+        caps = [_Cap(x.uuid, x.knob, x.value, x.original) for x in tx.leases.open_all()]
+    leases = forget(build_world(config, store, clock), _meant(uuid, caps))
+    return _say_forgotten(lease.uuid for lease in leases)
 
 
 class _Cap(NamedTuple):

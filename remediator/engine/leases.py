@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Mapping
+from typing import Any
 
 from remediator.counters import Counters
 from remediator.durations import format_duration
@@ -23,6 +25,7 @@ log = logging.getLogger(__name__)
 _HOUR = 3600.0
 _KNOB_SECONDS = 1.0
 FLAPPING = "flapping"
+CARD_GONE = "card_gone"
 
 
 class LeaseKeeper:
@@ -60,6 +63,8 @@ class LeaseKeeper:
         decision = undo.decide(evidence)
         if decision.kept:
             self._page_flapping(lease, decision.sentence)
+        if decision.reason == "blind" and self._is_overdue(lease) and is_gone(self._world, lease):
+            self._page_gone(lease)
         if decision.verb == "wait":
             if decision.reason != self._said.get(lease.id):
                 self._said[lease.id] = decision.reason
@@ -227,9 +232,26 @@ class LeaseKeeper:
             )
         self._said[lease.id] = sentence
 
+    def _is_overdue(self, lease: Lease) -> bool:
+        age = self._world.clock.now() - lease.created_at
+        return age > self._world.config.timing.lease_overdue_after
+
     def _page_flapping(self, lease: Lease, sentence: str) -> None:
+        why = f"{lease.uuid}: {sentence} ({format_duration(_HOUR)} is looked back)"
+        self._page(lease, "cap_kept", FLAPPING, why)
+
+    def _page_gone(self, lease: Lease) -> None:
+        """It may come back, so only a person can end the lease."""
+        why = (
+            f"{lease.uuid} is to be given back its {knob_named(lease.knob).noun}, but the exporter "
+            "knows no such card any more; if it was removed for good: "
+            f"gpu-remediator undo --forget {lease.uuid}"
+        )
+        self._page(lease, "undo_card_gone", CARD_GONE, why)
+
+    def _page(self, lease: Lease, event: str, reason: str, sentence: str) -> None:
         """Once a lease: who acknowledged it has heard."""
-        target, said = Target("gpu", lease.uuid), f"flapping:{lease.id}"
+        target, said = Target("gpu", lease.uuid), f"{reason}:{lease.id}"
         with self._world.store.reading() as tx:
             if tx.get_meta(said) is not None:
                 return
@@ -241,17 +263,62 @@ class LeaseKeeper:
                 target=target,
                 playbook="throttle-gpu",
                 state="needs_human",
-                reason=FLAPPING,
+                reason=reason,
                 last_step="cap_power",
                 now=self._world.clock.now(),
             )
             tx.audit(
                 Draft(
-                    "cap_kept",
-                    f"{lease.uuid}: {sentence} ({format_duration(_HOUR)} is looked back)",
+                    event,
+                    sentence,
                     severity="critical",
                     run=lease.run_id,
                     target=target.key,
-                    reason=FLAPPING,
+                    reason=reason,
                 )
             )
+
+
+def is_gone(world: World, lease: Lease) -> bool:
+    """Whether the exporter answers and knows no such card: not one that is lost or silent."""
+    try:
+        return all(reading.uuid != lease.uuid for reading in world.gpus.all())
+    except NoEvidence:
+        return False
+
+
+def forget(world: World, uuid: str, by: Mapping[str, Any] | None = None) -> tuple[Lease, ...]:
+    """End the leases of a card that was removed for good; nothing is written to it.
+
+    Raises:
+        RemediatorError: the exporter still knows the card, or does not answer.
+    """
+    with world.store.reading() as tx:
+        leases = tuple(one for one in tx.leases.open_all() if one.uuid == uuid)
+    if not all(is_gone(world, lease) for lease in leases):
+        raise RemediatorError(
+            f"{uuid} is not forgotten: the exporter still knows it, or does not answer; a card that "
+            "was removed leaves its list with `gpu-exporter inventory reset`"
+        )
+    with world.store.transaction() as tx:
+        now, target = world.clock.now(), Target("gpu", uuid)
+        for lease in leases:
+            knob = knob_named(lease.knob)
+            why = f"an operator says that {uuid} is gone; its {knob.noun} is not restored"
+            tx.leases.end(lease.id, "forgotten", why, now)
+            about = {"lease": lease.id, "knob": lease.knob, "original": lease.original}
+            tx.audit(
+                Draft(
+                    "undone",
+                    why,
+                    severity="warning",
+                    run=lease.run_id,
+                    target=target.key,
+                    reason="forgotten",
+                    data=about | dict(by or {}),
+                )
+            )
+        for incident in tx.incidents.open_all():
+            if incident.target == target and incident.reason == CARD_GONE:
+                tx.incidents.close(incident.id, now)
+    return leases

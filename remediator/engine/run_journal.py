@@ -275,6 +275,7 @@ class RunJournal:
                 # A stop for heat that took the service over has a hold of its own there.
                 if all(run.id == self._run.id for run in others):
                     tx.inventory.release(name)
+            self._end_steps(tx, now)
             tx.runs.end(self._run.id, end.state, end.reason, end.sentence, now)
             tx.audit(
                 self.draft(
@@ -291,6 +292,15 @@ class RunJournal:
         self._counters.add("runs", self._run.playbook, end.state)
         seconds = max(0.0, now - self._run.created_at)
         self._counters.run_seconds.labels(self._run.playbook).observe(seconds)
+
+    def _end_steps(self, tx: Transaction, now: float) -> None:
+        """A step that was cut off, and is not resumed because the run ends before it."""
+        for step in tx.runs.steps(self._run.id):
+            if step.state == "intended":
+                why = f"{step.action} was cut off and is not resumed; what it did is not known"
+                tx.runs.finish_step(
+                    self._run.id, step.seq, "unknown", {"reason": "cut_off"}, why, now
+                )
 
     def draft(
         self,

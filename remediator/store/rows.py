@@ -31,7 +31,7 @@ OUTCOMES: tuple[RunState, ...] = (
 )
 StepState = Literal["intended", "done", "nothing", "refuted", "failed", "unknown"]
 IncidentState = Literal["recovering", "refuted", "needs_human"]
-LeaseState = Literal["active", "restored", "already_original", "foreign"]
+LeaseState = Literal["active", "restored", "already_original", "foreign", "forgotten"]
 
 
 @dataclass(frozen=True)

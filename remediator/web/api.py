@@ -11,7 +11,8 @@ from flask import Blueprint, abort, current_app, request
 
 from remediator.durations import parse_moment
 from remediator.engine.gathering import PAUSED, close_breaker
-from remediator.errors import NoEvidence, StorageError
+from remediator.engine.leases import forget
+from remediator.errors import NoEvidence, RemediatorError, StorageError
 from remediator.readings import GpuReading
 from remediator.store import Draft, Incident, Lease, Query, Run, Step
 from remediator.store.inventory import HOLDER, OPERATOR, RESTARTING
@@ -162,11 +163,24 @@ def release(name: str) -> Any:
 @blueprint.post("/api/v1/undo")
 @requires("operate")
 def undo() -> Any:
-    """Ask for the undo of one card's cap (`{"uuid": …}`) or of all (`{"all": true}`)."""
+    """Ask for the undo of one card's cap (`{"uuid": …}`) or of all (`{"all": true}`).
+
+    With `"forget": true` the cap of a card that was removed for good is given up instead.
+    """
     body = request_body()
     everything, uuid = body.get("all") is True, body.get("uuid")
     if everything == isinstance(uuid, str):
         abort(400, 'say which card, {"uuid": "GPU-…"}, or {"all": true}')
+    if body.get("forget") is True:
+        if everything:
+            abort(400, "only one card at a time is forgotten, by its uuid")
+        try:
+            forgotten = forget(_deps().world, str(uuid), _by())
+        except StorageError:
+            raise
+        except RemediatorError as error:
+            return {"error": str(error)}, 409
+        return {"forgotten": [lease_json(one) for one in forgotten]}
     with _deps().world.store.transaction() as tx:
         leases = tx.leases.open_all()
         chosen = [one for one in leases if everything or one.uuid == uuid]

@@ -6,6 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
+from remediator.engine.gathering import PAUSED
+from remediator.engine.leases import forget
+from remediator.errors import RemediatorError
 from remediator.gpu_control import NoControl, base
 from tests.remediator.engine.bench import Bench
 
@@ -213,3 +216,92 @@ def test_one_card_that_cannot_be_undone_does_not_hold_up_another(make_bench: Mak
     bench.disk.fail_at = set(range(bench.disk.transactions, bench.disk.transactions + 10_000))
     bench.pass_time(90)
     assert bench.cards[second].watts == 400.0
+
+
+# A card that was removed
+
+
+def removed(bench: Bench) -> None:
+    """Its exporter answers, and knows it no more."""
+    bench.gpus.cards = {}
+
+
+def test_a_card_that_is_gone_needs_a_person_once_and_keeps_its_lease(capped: Bench) -> None:
+    removed(capped)
+    capped.pass_time(60)
+    assert capped.incident(WARNING) is None, "it may be back in a moment"
+    capped.clock.advance(3600)
+    capped.pass_time(60)
+    assert capped.incident(WARNING).reason == "card_gone"
+    (record,) = capped.events("undo_card_gone")
+    assert "undo --forget" in record["sentence"]
+    assert len(capped.open_leases) == 1
+
+
+@pytest.mark.parametrize("why", ["lost", "silent"])
+def test_a_card_that_is_lost_or_unseen_is_not_gone(capped: Bench, why: str) -> None:
+    capped.card.fault = "lost" if why == "lost" else None
+    capped.gpus.silent = why == "silent"
+    capped.clock.advance(7200)
+    capped.pass_time(60)
+    assert capped.events("undo_card_gone") == []
+    with pytest.raises(RemediatorError, match="still knows it, or does not answer"):
+        forget(capped.world, capped.uuids[0])
+    assert len(capped.open_leases) == 1
+
+
+def test_a_removed_card_is_forgotten_by_a_person_and_nothing_is_written(capped: Bench) -> None:
+    removed(capped)
+    capped.clock.advance(7200)
+    capped.pass_time(60)
+    (lease,) = forget(capped.world, capped.uuids[0])
+    assert capped.written_watts == [320.0]
+    assert capped.open_leases == []
+    assert ending(capped) == "forgotten"
+    assert capped.events("undone")[0]["data"]["original"] == lease.original
+    assert capped.incident(WARNING) is None
+
+
+def test_a_removed_card_that_is_back_is_undone_after_all(capped: Bench) -> None:
+    removed(capped)
+    capped.clock.advance(7200)
+    capped.pass_time(60)
+    capped.gpus.cards = capped.cards
+    capped.pass_time(70)
+    assert ending(capped) == "restored"
+
+
+def test_a_pause_and_a_crash_keep_no_undo_back(capped: Bench) -> None:
+    with capped.store.transaction() as tx:
+        tx.set_meta(PAUSED, "a person")
+    capped.restart()
+    capped.pass_time(70)
+    assert capped.written_watts == [320.0, 400.0]
+
+
+def test_a_reboot_that_took_the_cap_away_ends_the_lease(
+    capped: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("remediator.store.store.boot_id", lambda: "another boot")
+    capped.card.watts = 400.0
+    capped.restart()
+    capped.pass_time(70)
+    assert ending(capped) == "already_original"
+    assert capped.written_watts == [320.0]
+
+
+def test_stacked_caps_go_back_to_what_was_before_the_first(make_bench: Make) -> None:
+    bench = make_bench(services=("ollama",))
+    bench.card.heat_by_power(full=86.0, capped=84.0)
+    bench.fire(WARNING)
+    bench.evaluate()
+    bench.card.celsius = 86.0
+    bench.fire("GPUTemperatureCritical")
+    bench.pass_time(5)
+    bench.card.celsius = 70.0
+    bench.resolve(WARNING)
+    bench.resolve("GPUTemperatureCritical")
+    bench.pass_time(400)
+    assert bench.written_watts[-1] == 400.0
+    assert set(bench.written_watts) <= {320.0, 100.0, 400.0}
+    assert bench.written_watts.count(400.0) == 1
