@@ -39,6 +39,7 @@ LIBRARY = "libnvidia-ml.so.1"
 _SOURCES = Path(__file__).parent / "src"
 _FLAGS = ("-std=gnu11", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror", "-pthread")
 _MIB = 1024**2
+_ROWS = frozenset({"sample", "process_sample", "nvlink", "mig"})
 _DEFAULTS: dict[str, Value | None] = {
     "name": "NVIDIA A100-SXM4-40GB",
     "vbios": "92.00.45.00.03",
@@ -206,7 +207,12 @@ class Driver:
         ``sample``: (type, timestamp, value); ``process_sample``: (pid, timestamp, SM percent);
         ``nvlink``: (link, state, replay, recovery, crc); ``mig``: (index, GPU instance, compute instance,
         total bytes, used bytes, slices), which wants ``mig_current=1``. Timestamps are microseconds.
+
+        Raises:
+            StandinError: a key that the library does not know.
         """
+        if key not in _ROWS:
+            raise StandinError(f"unknown rows '{key}'; known: {sorted(_ROWS)}")
         self._rows[gpu][key] = rows
         self._publish()
 
