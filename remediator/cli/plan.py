@@ -14,6 +14,7 @@ from remediator import alertmanager
 from remediator.actions import StepContext
 from remediator.app import Remediator, build, has_database, open_store
 from remediator.cli.check_config import lacking
+from remediator.cli.replay import replay
 from remediator.clock import Clock, SystemClock
 from remediator.config import Config
 from remediator.engine.evaluator import Considered
@@ -28,11 +29,15 @@ from remediator.world import World
 
 def plan(config: Config, arguments: argparse.Namespace) -> int:
     """Print the decision and the steps for each alert."""
+    if arguments.replay:
+        return replay(config, arguments.replay, arguments.mode)
     clock = SystemClock()
     with contextlib.ExitStack() as stack:
         store = _store(config, clock, stack)
         stack.callback(store.close)
         remediator = build(config, clock, store)
+        if arguments.uuid:
+            arguments.uuid = _meant(remediator.world, arguments.uuid)
         for episode in _episodes(arguments, clock, host_instance(config)):
             considered = remediator.evaluator.consider(episode)
             _print(remediator, episode, considered)
@@ -117,8 +122,27 @@ def _print_known(world: World, playbook: Playbook | None, labels: Mapping[str, s
     if kind == "service":
         print(f"known services: {', '.join(sorted(world.services)) or 'none'}")
         return
+    print(f"known GPUs: {', '.join(sorted(_known(world))) or 'none'}")
+
+
+def _known(world: World) -> set[str]:
     known = set(known_gpus(world))
     if world.config.gpus.inventory == "auto":
         with contextlib.suppress(NoEvidence):
             known |= {reading.uuid for reading in world.gpus.all() if reading.uuid}
-    print(f"known GPUs: {', '.join(sorted(known)) or 'none'}")
+    return known
+
+
+def _meant(world: World, uuid: str) -> str:
+    """The card that `uuid` names, whole or by its beginning; as it stands where none is known.
+
+    Raises:
+        ConfigError: several begin so.
+    """
+    known = _known(world)
+    found = sorted(card for card in known if card.startswith(uuid))
+    if uuid in known or not found:
+        return uuid
+    if len(found) > 1:
+        raise ConfigError(f"several GPUs begin with {uuid}: {', '.join(found)}")
+    return found[0]

@@ -45,7 +45,7 @@ def test_plan_marks_the_steps_that_allow_refuses(
 
 def test_plan_names_the_known_cards_and_services(cli: Cli, config: Path) -> None:
     flag = f"--config.file={config}"
-    _, out, _ = cli("plan", "--alert=GPUTemperatureWarning", "--uuid=GPU-1111", flag)
+    _, out, _ = cli("plan", "--alert=GPUTemperatureWarning", "--uuid=GPU-2222", flag)
     assert f"known GPUs: {GPU}" in out.splitlines()
     _, out, _ = cli("plan", "--alert=LLMServiceDown", "--service=olama", flag)
     assert "known services: ollama" in out.splitlines()
