@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 
 from remediator import runner
 from remediator.gpu_control.nvml import NvmlControl
-from remediator.helper.protocol import VERBS
+from remediator.helper.protocol import VERBS, RequestError, parse_request
 from tests.remediator.edge.test_hostile_labels import CORPUS, MARK
 from tests.remediator.helper.support import CARD, OTHER, Cards, Running, desk_of, until_end
 
@@ -90,17 +89,11 @@ def real(tmp_path: Path, serve: Callable[..., Running], started: Recorder) -> Ru
     return serve(desk)
 
 
-def requests() -> Iterator[bytes]:
-    """Every string in every place of a request that a string can stand in."""
-    for number, text in enumerate(STRINGS):
-        verb = list(VERBS)[1 + number % (len(VERBS) - 1)]
-        key = VERBS[verb].number
-        more = {key: 7} if key else {}
-        yield json.dumps({"verb": verb, "uuid": text, **more}).encode()
-        yield json.dumps({"verb": text, "uuid": CARD}).encode()
-        yield json.dumps({"verb": "set_power_limit", "uuid": CARD, "milliwatts": text}).encode()
-        yield json.dumps({"verb": "power_limit", "uuid": CARD, text: text}).encode()
-        yield text.encode("utf-8", "surrogatepass")[:500]
+def asking_for(text: str, number: int) -> bytes:
+    """A request that names this card."""
+    verb = list(VERBS)[1 + number % (len(VERBS) - 1)]
+    key = VERBS[verb].number
+    return json.dumps({"verb": verb, "uuid": text} | ({key: 7} if key else {})).encode()
 
 
 def test_the_corpus_is_large_enough() -> None:
@@ -115,13 +108,11 @@ def test_what_is_started_is_the_same_whatever_is_said(real: Running, started: Re
     jetson = (sys.executable, "-P", "-m", "remediator.gpu_control.jetson_call", "/")
     environment = started.environments[0]
     answered = 0
-    for raw in requests():
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as one:
-            one.settimeout(20)
-            one.connect(str(real.socket))
-            one.sendall(raw.replace(b"\n", b"\\n") + b"\n")
+    for number, text in enumerate(STRINGS):
+        with real.raw() as one:
+            one.sendall(asking_for(text, number) + b"\n")
             answered += b"outcome" in until_end(one)
-    assert answered == 5 * len(STRINGS)
+    assert answered == len(STRINGS)
     assert started.argvs <= {
         (*nvml, "list"),
         (*nvml, "power", CARD),
@@ -132,3 +123,19 @@ def test_what_is_started_is_the_same_whatever_is_said(real: Running, started: Re
     }
     assert all(one == environment for one in started.environments)
     assert MARK not in str(started.argvs) + str(started.environments)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        lambda text: {"verb": text, "uuid": CARD},
+        lambda text: {"verb": "set_power_limit", "uuid": CARD, "milliwatts": text},
+        lambda text: {"verb": "power_limit", "uuid": CARD, text: text},
+        lambda text: text,
+        lambda text: [text],
+    ],
+)
+def test_in_any_other_place_it_is_no_request(place: Callable[[str], Any]) -> None:
+    for text in STRINGS:
+        with pytest.raises(RequestError):
+            parse_request(json.dumps(place(text)).encode())
