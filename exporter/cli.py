@@ -14,6 +14,7 @@ from typing import TextIO
 
 from exporter import (
     __version__,
+    allocator,
     api,
     check,
     config,
@@ -67,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _serve(flags: options.Flags) -> int:
+    allocator.be_thrifty()
     service = Service(config.load(flags.config_file), flags.service_options())
     endpoint = None
     if flags.release_token_file is not None:

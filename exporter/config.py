@@ -6,9 +6,9 @@ ignored is a card that burns.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -256,7 +256,8 @@ def _expected(value: Any) -> ExpectedGpus:
 
 
 def _nearest(key: str, known: tuple[str, ...]) -> str:
-    near = get_close_matches(key, known, n=1, cutoff=0.5)
+    # Only who made a mistake needs the module.
+    near = importlib.import_module("difflib").get_close_matches(key, known, n=1, cutoff=0.5)
     if near:
         return f"; did you mean '{near[0]}'?"
     return f"; known here: {', '.join(known)}"

@@ -7,9 +7,7 @@ input: to let go of the driver and end, and to go on after all if that takes too
 
 from __future__ import annotations
 
-import argparse
 import json
-import logging
 import os
 import select
 import signal
@@ -31,6 +29,8 @@ from exporter.sampling import Collector
 LET_GO = b"r"
 KEEP = b"k"
 _END = b""
+# Levels of `logging`, which takes half a MiB: lines go to the parent, who has it.
+_DEBUG, _WARNING = 10, 30
 _HEARTBEAT_SECONDS = 1.0
 # While somebody waits for the driver to be let go.
 _HURRY_SECONDS = 0.1
@@ -109,7 +109,7 @@ def _namer(options: WorkerOptions, writer: FrameWriter, clock: Clock) -> NamePro
         return list
 
     def say(sentence: str) -> None:
-        writer.emit(LogFrame(logging.WARNING, sentence))
+        writer.emit(LogFrame(_WARNING, sentence))
 
     socket = options.container_socket
     names = ContainerNames(Path(socket), clock, say) if socket else None
@@ -131,16 +131,13 @@ def _finished(collector: Collector, order: bytes) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the worker."""
-    parser = argparse.ArgumentParser(prog="python -m exporter.worker")
-    parser.add_argument("--options", required=True, type=WorkerOptions.from_json)
-    parser.add_argument("--frames-fd", required=True, type=int)
-    parsed = parser.parse_args(arguments)
+    """Run the worker: its options as JSON, and the descriptor that its frames go to."""
+    options, descriptor = sys.argv[1:] if arguments is None else arguments
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    writer = FrameWriter(parsed.frames_fd)
-    writer.emit(LogFrame(logging.DEBUG, f"worker {os.getpid()} started"))
-    run(parsed.options, writer, stop, SystemClock())
+    writer = FrameWriter(int(descriptor))
+    writer.emit(LogFrame(_DEBUG, f"worker {os.getpid()} started"))
+    run(WorkerOptions.from_json(options), writer, stop, SystemClock())
     # Who asks us to end closes our input and sends this: it may come when the handler is gone already.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     return 0

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import exporter
+from exporter import allocator
 from exporter.errors import FrameError
 from exporter.frames import Frame, decode
 from exporter.worker import KEEP, LET_GO, WorkerOptions
@@ -133,12 +134,12 @@ def _decoded(line: bytes) -> Frame | FrameError:
 
 def _command(options: WorkerOptions, write_end: int) -> list[str]:
     module = [sys.executable, "-P", "-m", "exporter.worker"]
-    return [*module, "--options", options.to_json(), "--frames-fd", str(write_end)]
+    return [*module, options.to_json(), str(write_end)]
 
 
 def _environment() -> dict[str, str]:
     """Let the worker find this package when it is not installed, and nothing in the cwd."""
-    environment = dict(os.environ)
+    environment = allocator.ENVIRONMENT | os.environ
     root = str(Path(exporter.__file__).resolve().parent.parent)
     if not re.search(r"(site|dist)-packages$", root):
         paths = [root, *filter(None, [environment.get("PYTHONPATH")])]
