@@ -24,7 +24,7 @@ JUDGEMENTS = {
     Remedy.INSPECT: "not_ours",
     Remedy.CONTACT_SUPPORT: "not_ours",
     Remedy.CHECK_POWER_CABLES: "not_ours",
-    Remedy.UPDATE_SOFTWARE: "no_fault",
+    Remedy.UPDATE_SOFTWARE: "not_ours",
     Remedy.FOLLOW_OTHER: "no_fault",
     Remedy.FOLLOW_RECOVERY_ACTION: "no_fault",
     Remedy.NONE: "no_fault",
@@ -49,7 +49,9 @@ def test_the_remediator_does_what_the_table_says(row) -> None:
     expected = JUDGEMENTS[row.action]
     if row.contested and expected == "reset":
         expected = "not_ours"
-    assert judge(DeviceEvidence(True, None, None, [seen])).judgement == expected
+    verdict = judge(DeviceEvidence(True, None, None, [seen]))
+    assert verdict.judgement == expected
+    assert str(row.xid) in verdict.sentence
 
 
 def test_a_contested_code_hides_none_that_all_agree_on() -> None:

@@ -18,6 +18,7 @@ RESETS = ("reset", "drain_and_reset")
 """Recovery actions that ask for a reset of this one card."""
 
 _REBOOTS = ("reboot", "system_reboot")
+_BY_HAND = ("restart_vm", "inspect", "contact_support", "check_power_cables", "update_software")
 _SAYS = {
     "reboot": "the host has to be rebooted",
     "system_reboot": "the whole system has to be rebooted",
@@ -102,7 +103,7 @@ def _by_xids(evidence: DeviceEvidence) -> DeviceVerdict:
     if resets:
         sentence = f"{_named(resets[0])}, but not all agree: {resets[0].contested}"
         return DeviceVerdict("not_ours", f"{sentence}; a person has to decide")
-    for action in ("restart_vm", "inspect", "contact_support", "check_power_cables"):
+    for action in _BY_HAND:
         found = _of(evidence, action)
         if found is not None:
             return DeviceVerdict("not_ours", f"{_named(found)}, which a person has to do")
@@ -112,6 +113,10 @@ def _by_xids(evidence: DeviceEvidence) -> DeviceVerdict:
     if evidence.xids is None:
         sentence = "neither a recovery action nor its Xid errors can be read"
         return DeviceVerdict("unknown", sentence)
+    if evidence.xids:
+        codes = ", ".join(str(xid.xid) for xid in evidence.xids)
+        sentence = f"it answers, and its Xid errors of late ({codes}) ask for nothing"
+        return DeviceVerdict("no_fault", sentence)
     return DeviceVerdict("no_fault", "it answers and has had no Xid error lately")
 
 
