@@ -46,15 +46,33 @@ def read_or_create_key(path: Path) -> bytes:
     """
     try:
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "w", encoding="ascii") as file:
-                file.write(secrets.token_hex(32) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+            _create_key(path)
         key = path.read_text(encoding="ascii").strip().encode()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot use the audit key {path}: {error}") from None
     if len(key) < 2 * MIN_LENGTH:
         raise ConfigError(f"the audit key {path} is too short; remove it only with the database")
     return key
+
+
+def _create_key(path: Path) -> None:
+    """Whole or not at all: a crash must not leave a file that is too short to be a key."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(path.name + ".new")
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        file.write(secrets.token_hex(32) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    try:
+        # Unlike a rename it never replaces a key that another process has just made.
+        os.link(fresh, path)
+    except FileExistsError:
+        return
+    finally:
+        fresh.unlink()
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -11,7 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
+from remediator.config.secrets import read_or_create_key
 from remediator.errors import RemediatorError, StorageError
+from remediator.store import Draft
 from remediator.store.store import Trail
 from tests.remediator.crash.preload import Shim
 from tests.remediator.engine import fakes
@@ -124,9 +126,13 @@ class Story:
         bench.config = bench.make_config(folder)
         beside = Trail.beside(folder)
         trail = Trail(beside.anchor, beside.segments, emergency=folder.parent)
-        bench.store = FlakyStore(bench.disk, folder, KEY, bench.clock, trail=trail)
+        key = self.key(folder)
+        bench.store = FlakyStore(bench.disk, folder, key, bench.clock, trail=trail)
         self.wire()
         bench.housekeeper.note_start()
+
+    def key(self, folder: Path) -> bytes:
+        return KEY
 
     def live(self, shim: Shim, *, until: Callable[[], bool], at_most: float | None = None) -> None:
         """Let every loop look once a second, as long as something is still to come."""
@@ -354,11 +360,38 @@ class DeviceFault(Story):
         return super().done() | {"reset": len(self.bench.reset.resets)}
 
 
+class FirstStart(ThrottleGpu):
+    """A machine on which there is nothing yet: the key, the database and its tables come first."""
+
+    name = "first start"
+
+    def prepare(self) -> None:
+        super().prepare()
+        for path in self.folder.iterdir():
+            path.unlink()
+
+    def key(self, folder: Path) -> bytes:
+        return read_or_create_key(folder / "audit.key")
+
+
+class Retention(ThrottleGpu):
+    """What is older than 400 days moves into a segment at the start."""
+
+    name = "retention"
+
+    def begin(self) -> None:
+        for number in range(60):
+            with self.bench.store.transaction() as tx:
+                tx.audit(Draft("decision", f"sentence {number}"))
+            self.bench.clock.advance(10 * 86400.0)
+        super().begin()
+
+
 STORIES: dict[str, type[Story]] = {
     one.name: one
     for one in (
         ThrottleGpu, CoolDown, EmergencyStop, ClearCache, ResetSession, RecoverHang, RecoverOom,
-        DeviceFault,
+        DeviceFault, FirstStart, Retention,
     )
 }  # fmt: skip
 
