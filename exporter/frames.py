@@ -15,7 +15,6 @@ from exporter.readings import (
     FaultReason,
     MigInstance,
     NvLink,
-    PcieLink,
     ProcessUse,
     Sample,
     Spans,
@@ -216,7 +215,6 @@ _NESTED: dict[type[Any], dict[str, Callable[[Any], Any]]] = {
     ProcessesFrame: {"processes": _many(ProcessUse)},
     HealthFrame: {"health": _one(DeviceHealth), "errors": tuple},
     DeviceHealth: {
-        "pcie": _one(PcieLink),
         "nvlinks": _many(NvLink),
         "mig_instances": _many(MigInstance),
     },

@@ -127,25 +127,6 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class PcieLink:
-    """The PCIe link of a GPU; one that idles is slower.
-
-    Attributes:
-        width: in lanes.
-        replays: counter of packets that were sent again.
-        errors: counters by kind: `correctable`, `receiver`, `bad_tlp`, `bad_dllp`, `non_fatal`,
-            `fatal`, `lcrc`.
-        bytes_per_second: by direction (`transmit`, `receive`), seen from the GPU.
-    """
-
-    generation: int | None = None
-    width: int | None = None
-    replays: int | None = None
-    errors: Mapping[str, int] | None = None
-    bytes_per_second: Mapping[str, int] | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class NvLink:
     """One NVLink of a GPU.
 
@@ -192,6 +173,12 @@ class DeviceHealth:
         retired_pages: by cause (`single_bit`, `double_bit`), over the life of the card.
         recovery_action: what the driver asks for, of `RECOVERY_ACTIONS`;
             `UNKNOWN_RECOVERY_ACTION` is one that this version does not know.
+        pcie_link_generation: now; that of a card that idles is lower.
+        pcie_link_width: in lanes.
+        pcie_replays: counter of packets that were sent again.
+        pcie_errors: counters by kind: `correctable`, `receiver`, `bad_tlp`, `bad_dllp`,
+            `non_fatal`, `fatal`, `lcrc`.
+        pcie_bytes_per_second: by direction (`transmit`, `receive`), seen from the GPU.
         nvlinks: None where there are none.
         nvlink_bytes: counters over all links, by direction (`transmit`, `receive`).
         mig_mode: whether it is divided, `current` and `pending` (from the next reset on).
@@ -205,7 +192,11 @@ class DeviceHealth:
     row_remap_failure: bool | None = None
     retired_pages: Mapping[str, int] | None = None
     recovery_action: str | None = None
-    pcie: PcieLink | None = None
+    pcie_link_generation: int | None = None
+    pcie_link_width: int | None = None
+    pcie_replays: int | None = None
+    pcie_errors: Mapping[str, int] | None = None
+    pcie_bytes_per_second: Mapping[str, int] | None = None
     nvlinks: tuple[NvLink, ...] | None = None
     nvlink_bytes: Mapping[str, int] | None = None
     mig_mode: Mapping[str, bool] | None = None

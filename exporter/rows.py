@@ -33,6 +33,9 @@ _SAMPLE_GAUGES = (
 _HEALTH_GAUGES = (
     ("gpu_row_remap_pending", "row_remap_pending"),
     ("gpu_row_remap_failure", "row_remap_failure"),
+    ("gpu_pcie_link_generation", "pcie_link_generation"),
+    ("gpu_pcie_link_width", "pcie_link_width"),
+    ("gpu_pcie_replays_total", "pcie_replays"),
 )
 _INFO_GAUGES = (
     ("gpu_power_limit_default_watts", "power_limit_default_watts"),
@@ -40,11 +43,6 @@ _INFO_GAUGES = (
     ("gpu_power_limit_max_watts", "power_limit_max_watts"),
     ("gpu_pcie_link_generation_max", "pcie_link_generation_max"),
     ("gpu_pcie_link_width_max", "pcie_link_width_max"),
-)
-_PCIE_GAUGES = (
-    ("gpu_pcie_link_generation", "generation"),
-    ("gpu_pcie_link_width", "width"),
-    ("gpu_pcie_replays_total", "replays"),
 )
 _MIG_GAUGES = (
     ("gpu_mig_memory_total_bytes", "memory_total_bytes"),
@@ -193,11 +191,9 @@ def _health(health: DeviceHealth) -> Iterator[Row]:
 
 
 def _links(health: DeviceHealth) -> Iterator[Row]:
-    if health.pcie is not None:
-        yield from _present(health.pcie, _PCIE_GAUGES)
-        yield from _by_label("gpu_pcie_errors_total", health.pcie.errors or {})
-        traffic = health.pcie.bytes_per_second or {}
-        yield from _by_label("gpu_pcie_throughput_bytes_per_second", traffic)
+    yield from _by_label("gpu_pcie_errors_total", health.pcie_errors or {})
+    traffic = health.pcie_bytes_per_second or {}
+    yield from _by_label("gpu_pcie_throughput_bytes_per_second", traffic)
     for nvlink in health.nvlinks or ():
         link = str(nvlink.link)
         if nvlink.up is not None:

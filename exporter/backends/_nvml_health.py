@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from exporter.backends._nvml_links import LINK_COUNT_FIELD, PCIE_FIELDS, NvLinks, read_pcie
+from exporter.backends._nvml_links import (
+    LINK_COUNT_FIELD,
+    PCIE_ERROR_FIELDS,
+    PCIE_REPLAY_FIELD,
+    NvLinks,
+    link_number,
+    pcie_replays,
+    pcie_traffic,
+)
 from exporter.backends._nvml_mig import read_mig
 from exporter.backends._nvml_reader import Call, Reader
 from exporter.readings import RECOVERY_ACTIONS, UNKNOWN_RECOVERY_ACTION, DeviceHealth
@@ -37,7 +45,8 @@ _FIELDS = (
     _REMAP_FAILURE,
     _RECOVERY_ACTION,
     LINK_COUNT_FIELD,
-    *PCIE_FIELDS,
+    PCIE_REPLAY_FIELD,
+    *PCIE_ERROR_FIELDS.values(),
 )
 _VOLATILE = 0
 _NANO = 1e-9
@@ -81,7 +90,11 @@ def read_health(reader: Reader, nvlinks: NvLinks, *, pcie_throughput: bool) -> D
         row_remap_failure=_flag(rows.get(_REMAP_FAILURE)),
         retired_pages=_counts(fields, _RETIRED),
         recovery_action=None if action is None else _action(int(action)),
-        pcie=read_pcie(reader, fields, throughput=pcie_throughput),
+        pcie_link_generation=link_number(reader.read("pcie_generation")),
+        pcie_link_width=link_number(reader.read("pcie_width")),
+        pcie_replays=pcie_replays(reader, fields),
+        pcie_errors=_counts(fields, PCIE_ERROR_FIELDS),
+        pcie_bytes_per_second=pcie_traffic(reader) if pcie_throughput else None,
         nvlinks=links,
         nvlink_bytes=traffic,
         mig_mode=mig_mode,

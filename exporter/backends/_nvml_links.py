@@ -7,11 +7,11 @@ from types import MappingProxyType
 from typing import Any
 
 from exporter.backends._nvml_reader import Call, Reader
-from exporter.readings import NvLink, PcieLink
+from exporter.readings import NvLink
 
 LINK_COUNT_FIELD = 91
 PCIE_REPLAY_FIELD = 94
-_PCIE_ERROR_FIELDS = {
+PCIE_ERROR_FIELDS = {
     "correctable": 173,
     "receiver": 175,
     "bad_tlp": 176,
@@ -20,7 +20,6 @@ _PCIE_ERROR_FIELDS = {
     "fatal": 180,
     "lcrc": 182,
 }
-PCIE_FIELDS = (PCIE_REPLAY_FIELD, *_PCIE_ERROR_FIELDS.values())
 _STATE_FIELD = 165
 # Up is what carries traffic: active, or asleep until there is some.
 _UP_STATES = (1, 2)
@@ -63,8 +62,13 @@ CALLS: Mapping[str, tuple[Call, ...]] = MappingProxyType(
 )
 
 
-def read_pcie(reader: Reader, fields: Mapping[int, float], *, throughput: bool) -> PcieLink | None:
-    """Read the PCIe link; its throughput only if asked to: that takes the driver 20 ms each way.
+def link_number(value: int | None) -> int | None:
+    """Return a generation or a width; zero is how some drivers spell "no PCIe"."""
+    return value or None
+
+
+def pcie_replays(reader: Reader, fields: Mapping[int, float]) -> int | None:
+    """Return the counter, by a call of its own where there is no field.
 
     Raises:
         DeviceFault: the GPU is lost or wants a reset.
@@ -73,25 +77,15 @@ def read_pcie(reader: Reader, fields: Mapping[int, float], *, throughput: bool) 
     replays: Any = fields.get(PCIE_REPLAY_FIELD)
     if replays is None:
         replays = reader.read("pcie_replays")
-    errors = {
-        kind: int(fields[number]) for kind, number in _PCIE_ERROR_FIELDS.items() if number in fields
-    }
-    link = PcieLink(
-        generation=link_number(reader.read("pcie_generation")),
-        width=link_number(reader.read("pcie_width")),
-        replays=None if replays is None else int(replays),
-        errors=errors or None,
-        bytes_per_second=_pcie_traffic(reader) if throughput else None,
-    )
-    return None if link == PcieLink() else link
+    return None if replays is None else int(replays)
 
 
-def link_number(value: int | None) -> int | None:
-    """Return a generation or a width; zero is how some drivers spell "no PCIe"."""
-    return value or None
+def pcie_traffic(reader: Reader) -> dict[str, int] | None:
+    """Read bytes a second by direction, for which the driver looks for 20 ms each.
 
-
-def _pcie_traffic(reader: Reader) -> dict[str, int] | None:
+    Raises:
+        DeviceFault, BackendError: as `pcie_replays`.
+    """
     read = {name: reader.read(f"pcie_{name}") for name in _PCIE_DIRECTIONS}
     return {name: value * _KIB for name, value in read.items() if value is not None} or None
 
@@ -110,7 +104,7 @@ class NvLinks:
         """Return the links, and the bytes of all of them by direction; None where there are none.
 
         Raises:
-            DeviceFault, BackendError: as `read_pcie`.
+            DeviceFault, BackendError: as `pcie_replays`.
         """
         count = min(int(fields.get(LINK_COUNT_FIELD, 0)), _MOST_LINKS)
         if count == 0:

@@ -17,7 +17,6 @@ from exporter.readings import (
     DeviceHealth,
     DeviceInfo,
     FaultReason,
-    PcieLink,
     ProcessUse,
     Sample,
     clock_event_names,
@@ -221,15 +220,10 @@ def _health_of(cells: Cells) -> DeviceHealth:
         row_remap_failure=cells.flag("remap_failure"),
         retired_pages=_counts(cells, ("single_bit", "double_bit")),
         recovery_action=_recovery_action(cells.text("recovery_action")),
-        pcie=_pcie(cells),
+        pcie_link_generation=cells.whole("pcie_generation") or None,
+        pcie_link_width=cells.whole("pcie_width") or None,
         mig_mode=_mig_mode(cells),
     )
-
-
-def _pcie(cells: Cells) -> PcieLink | None:
-    generation, width = cells.whole("pcie_generation"), cells.whole("pcie_width")
-    link = PcieLink(generation or None, width or None)
-    return None if link == PcieLink() else link
 
 
 def _mig_mode(cells: Cells) -> dict[str, bool] | None:

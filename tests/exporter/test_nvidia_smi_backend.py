@@ -15,7 +15,7 @@ from exporter.backends.nvidia_smi import NvidiaSmiBackend
 from exporter.config import Config, Intervals
 from exporter.environment import Environment
 from exporter.errors import BackendError, DeviceFault, ReadingError
-from exporter.readings import BackendReason, DeviceHealth, FaultReason, PcieLink, Sample
+from exporter.readings import BackendReason, DeviceHealth, FaultReason, Sample
 from exporter.service import Service, ServiceOptions
 from tests.exporter.fake_smi import FakeSmi
 from tests.exporter.fakes import FakeClock
@@ -91,7 +91,7 @@ def test_what_newer_and_older_drivers_tell_of_margins_and_links(smi, tmp_path) -
     read, health = device.sample(), device.health()
     assert read.sample.temperature_margin_celsius == -2
     assert (read.sample.encoder_utilization_ratio, read.errors) == (None, ())
-    assert (health.health.pcie, health.errors) == (PcieLink(3, 8), ())
+    assert (health.health.pcie_link_generation, health.errors) == (3, ())
     assert health.health.mig_mode is None
 
 
@@ -108,7 +108,8 @@ def test_health_in_the_same_words_as_every_backend(smi, backend) -> None:
         row_remap_pending=True,
         row_remap_failure=False,
         recovery_action="none",
-        pcie=PcieLink(4, 8),
+        pcie_link_generation=4,
+        pcie_link_width=8,
         mig_mode={"current": False, "pending": True},
     )
     assert (first.info.pcie_link_generation_max, first.info.pcie_link_width_max) == (4, 16)

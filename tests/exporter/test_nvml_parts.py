@@ -15,7 +15,7 @@ from exporter.backends.nvml import NvmlBackend
 from exporter.backends.replay import ReplayBackend
 from exporter.capture import file as capture_file
 from exporter.environment import Environment
-from exporter.readings import MigInstance, NvLink, PcieLink, ProcessUse
+from exporter.readings import MigInstance, NvLink, ProcessUse
 from tests.exporter.fakes import FakeClock
 from tests.exporter.golden import page_of
 from tests.exporter.test_nvml_backend import FakeNvml
@@ -104,24 +104,26 @@ def test_an_older_driver_has_none_and_is_asked_once(nvml, function) -> None:
 def test_the_pcie_link_now_and_at_its_best(nvml) -> None:
     device = device_of(nvml)
     assert (device.info.pcie_link_generation_max, device.info.pcie_link_width_max) == (5, 16)
-    assert device.health().health.pcie == PcieLink(1, 8, 3)
+    health = device.health().health
+    assert (health.pcie_link_generation, health.pcie_link_width, health.pcie_replays) == (1, 8, 3)
+    assert health.pcie_bytes_per_second is None
     assert ("nvmlDeviceGetPcieThroughput", 0) not in nvml.calls
     nvml.fields[94] = 7
     device = device_of(nvml)
     nvml.calls.clear()
-    assert device.health().health.pcie.replays == 7
+    assert device.health().health.pcie_replays == 7
     assert ("nvmlDeviceGetPcieReplayCounter", 0) not in nvml.calls
 
 
 def test_pcie_errors_are_those_that_the_card_counts(nvml) -> None:
-    assert device_of(nvml).health().health.pcie.errors is None
+    assert device_of(nvml).health().health.pcie_errors is None
     nvml.fields.update({173: 4, 180: 1})
-    assert device_of(nvml).health().health.pcie.errors == {"correctable": 4, "fatal": 1}
+    assert device_of(nvml).health().health.pcie_errors == {"correctable": 4, "fatal": 1}
 
 
 def test_pcie_throughput_is_read_only_if_it_is_wanted(nvml) -> None:
-    pcie = device_of(nvml, pcie_throughput=True).health().health.pcie
-    assert pcie.bytes_per_second == {"transmit": 1_024_000, "receive": 2_048_000}
+    health = device_of(nvml, pcie_throughput=True).health().health
+    assert health.pcie_bytes_per_second == {"transmit": 1_024_000, "receive": 2_048_000}
 
 
 def test_no_pcie_is_no_link_of_generation_zero(nvml) -> None:
@@ -133,7 +135,8 @@ def test_no_pcie_is_no_link_of_generation_zero(nvml) -> None:
     nvml.errors["nvmlDeviceGetPcieReplayCounter"] = 3
     device = device_of(nvml)
     assert device.info.pcie_link_width_max is None
-    assert device.health().health.pcie is None
+    health = device.health().health
+    assert (health.pcie_link_generation, health.pcie_link_width, health.pcie_replays) == (None,) * 3
 
 
 def hopper_link(nvml: Parts, link: int, state: int = 1, errors: int = 0) -> None:
