@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import re
@@ -16,6 +17,7 @@ from exporter.clock import Clock
 from exporter.container_names import ContainerNames, short
 from exporter.readings import ProcessUse
 
+_log = logging.getLogger(__name__)
 NameProcesses: TypeAlias = Callable[[Sequence[ProcessUse]], list[ProcessUse]]
 
 _COMM_LENGTH = 15  # the kernel cuts /proc/<pid>/comm there
@@ -96,6 +98,8 @@ class Attributor:
                 self._known[pid] = batch.found[pid] = facts
         # Last, because it is what may hang: by now everything else is told.
         for pid, facts in list(batch.found.items()):
+            if batch.abandoned:
+                return
             if facts.cut:
                 facts.cut = False
                 reader.began_at = self._clock.monotonic()
@@ -172,8 +176,9 @@ class Attributor:
 
     def _prune(self) -> None:
         old = self._clock.monotonic() - _KEPT_SECONDS
-        for pid in [pid for pid, facts in self._known.items() if facts.used_at < old]:
-            del self._known[pid]
+        for pid, facts in list(self._known.items()):
+            if facts.used_at < old:
+                self._known.pop(pid, None)
 
 
 class _Reader:
@@ -194,6 +199,8 @@ class _Reader:
             batch = self.batches.get()
             try:
                 self._owner.look(batch, self)
+            except Exception:  # noqa: BLE001  a bug here costs names, and must not end the thread
+                _log.exception("processes cannot be named")
             finally:
                 self.began_at = None
                 batch.done.set()

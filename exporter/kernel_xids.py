@@ -2,8 +2,8 @@
 
 A line is counted once: the ledger remembers up to where the log of this boot was read. Where it
 does not know that (the log is read for the first time, or nothing is kept over a restart), old
-lines do not count, because `increase()` would take them for new ones. The exception is a ledger
-that has never counted anything: it begins with all that the kernel still has.
+lines do not count, because `increase()` would take them for new ones. The exception is the very
+first start over a directory: it begins with all that the kernel still has.
 """
 
 from __future__ import annotations

@@ -72,7 +72,8 @@ class XidLedger:
         self._unsaved = False
         if self._path is not None:
             text = state_file.read(self._path)
-            self._is_first = text is None
+            # Written in any case: the next start is not the first.
+            self._is_first = self._unsaved = text is None
             self._counts, self._position = _load(self._path, text)
         self._before: Mapping[str, Mapping[int, XidCount]] = {
             uuid: dict(counts) for uuid, counts in self._counts.items()
@@ -80,7 +81,7 @@ class XidLedger:
 
     @property
     def is_first(self) -> bool:
-        """Whether nothing was ever counted in this directory; false without one."""
+        """Whether nobody ever counted in this directory; false without one."""
         return self._is_first
 
     @property

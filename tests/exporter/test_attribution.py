@@ -230,6 +230,16 @@ def test_a_read_that_hangs_costs_names_and_nobody_waits_for_it(proc) -> None:
     (proc / "7" / "cmdline").open("w").close()
 
 
+def test_a_bug_costs_names_and_no_reader(proc, monkeypatch, caplog) -> None:
+    process(proc, 7, "ollama")
+    one = attributor(proc)
+    with monkeypatch.context() as patched:
+        patched.setattr(one, "_facts", lambda pid: 1 / 0)
+        assert one.name([ProcessUse(7)]) == [ProcessUse(7)]
+    assert "cannot be named" in caplog.text
+    assert one.name([ProcessUse(7)]) == [ProcessUse(7, "ollama")]
+
+
 def test_readers_that_hang_are_few(proc) -> None:
     clock = FakeClock()
     for pid in range(10, 16):

@@ -250,6 +250,17 @@ def test_where_nothing_says_what_was_counted_old_lines_do_not_look_new(tmp_path,
     assert host.counts() == ({48: 1, 79: 1} if keeps else {79: 1})
 
 
+def test_a_log_that_can_be_read_from_one_start_on_brings_nothing_old(tmp_path) -> None:
+    host = Host(tmp_path, now=10_000)
+    old = host.line(79, ago=9000)
+    host.enumerate(info(0))
+    host.store.log_unreadable("no CAP_SYSLOG")
+    assert host.counts() == {}
+    host.restart(old)
+    assert host.counts() == {}
+    assert host.ledger.log_position == LogPosition("boot-1", old.sequence)
+
+
 def test_the_position_is_written_with_the_counts_and_not_with_every_line(tmp_path) -> None:
     host = Host(tmp_path)
     host.enumerate(info(0))

@@ -107,11 +107,21 @@ def test_without_a_directory_nothing_is_written(tmp_path) -> None:
 def test_a_damaged_file_is_put_aside_and_costs_no_exporter(tmp_path, text, caplog) -> None:
     (tmp_path / FILE_NAME).write_text(text)
     ledger = XidLedger(tmp_path, ())
+    assert "damaged" in caplog.text
     assert (ledger.of("GPU-0"), ledger.is_first) == (None, False)
     assert (tmp_path / "xids.damaged").read_text() == text
     ledger.saw("GPU-0", 79, 5.0)
     ledger.save()
     assert XidLedger(tmp_path, ()).of("GPU-0") == (XidCount(79, 1, 5.0),)
+
+
+def test_only_the_very_first_start_over_a_directory_is_the_first(tmp_path) -> None:
+    # Also where nothing happened: later old lines of the kernel log must not look new.
+    ledger = XidLedger(tmp_path, (79,))
+    assert ledger.is_first
+    ledger.save()
+    assert not XidLedger(tmp_path, (79,)).is_first
+    assert not XidLedger(None, ()).is_first
 
 
 def test_a_file_that_cannot_be_read_says_so(tmp_path) -> None:
