@@ -14,35 +14,33 @@ import pytest
 from remediator import runner
 from remediator.gpu_control.nvml import NvmlControl
 from remediator.helper.protocol import VERBS, RequestError, parse_request
-from tests.remediator.edge.test_hostile_labels import CORPUS, MARK
 from tests.remediator.helper.support import CARD, OTHER, Cards, Running, desk_of, until_end
 
-WORDS = [
-    "$(reboot)",
-    "-i",
-    "--gpu-reset",
-    "/bin/sh",
-    "../..",
-    "\x00",
-    "\n",
-    "LD_PRELOAD=x",
-    "%s",
-    "*",
+# Every string carries this, so that it can be looked for wherever it must not be.
+MARK = "zq7"
+
+TEXTS = [
+    "$(reboot)", "`reboot`", "; reboot", "| reboot", "&& reboot", "\nreboot\n", "${IFS}reboot", "$HOME",
+    "> /etc/passwd", "*", "?", "[a-z]", "~root", "!!", "'", '"', "\\", "'; reboot; '", "{a,b}", "#", "a b",
+    "\t", "\r", "\x00", "\x1b[2J", "\x7f", "\u202e", "\ufeff", "\u2028", "\U0001f525", "\u0660", "\uff10",
+    "--help", "-h", "-i", "-i 0", "--gpu-reset", "-r", "-pl 100", "--", "-", "@file", "=", "-c", "-m os",
+    "../../../etc/passwd", "/etc/passwd", "/bin/sh", "/dev/nvidia0", "file:///etc/passwd", "http://127.0.0.1/",
+    "%2e%2e%2f", "C:\\windows", "./x", "x/..", "ollama.service", "LD_PRELOAD=x", "PATH=/tmp", "IFS= ",
+    "{{7*7}}", "${7*7}", "<%= 7 %>", "%s", "%n", "{0}", "<script>alert(1)</script>", "' OR '1'='1", "\"}]}",
+    "null", "true", "0", "1e9", "all", "none", "*.service", "GPU-", "MIG-GPU-", "GPU-0,GPU-1", "0x1F",
+]  # fmt: skip
+AROUND = [
+    f"_{MARK}",
+    f"{MARK}_",
+    f"{MARK}_{MARK}",
+    f"GPU-{MARK}_",
+    f"_{CARD}{MARK}",
+    f"{CARD}_{MARK}",
 ]
-NEAR = [
-    CARD[:-1],
-    CARD + "0",
-    CARD.lower(),
-    CARD + "\n",
-    " " + CARD,
-    CARD + "," + OTHER,
-    "GPU-",
-    "0",
-]
+NEAR = [CARD[:-1], CARD + "0", CARD.lower(), CARD + "\n", " " + CARD, CARD + "," + OTHER]
 STRINGS = [
-    *CORPUS,
     *NEAR,
-    *(f"{MARK}{word}{MARK}{number}" for word in WORDS for number in range(40)),
+    *(around.replace("_", text) for text in TEXTS for around in AROUND),
     # What looks like a card, and is none: these get as far as a uuid ever can.
     *(f"GPU-{number:08x}-{MARK}" for number in range(60)),
     *(f"{option}{MARK}" for option in ("x-", "A-", "0-", "GPU--", "all-")),
