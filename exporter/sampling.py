@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from exporter.attribution import NameProcesses
-from exporter.backends.base import Backend, Device, Enumeration
+from exporter.backends.base import Backend, Device, Enumeration, EventSource, XidEvent
 from exporter.clock import Clock
 from exporter.device_sampler import DeviceSampler, Emit, Running, Schedule
 from exporter.errors import BackendError
@@ -16,8 +16,38 @@ from exporter.frames import BackendFrame, DevicesFrame, Frame, XidFrame
 from exporter.readings import BackendReason
 
 ENUMERATION = "enumeration"
+EVENTS = "events"
 # A call that takes longer makes opening again wait: it would hold up the healthy GPUs.
 _STUCK_SECONDS = 2.0
+# A wait for events comes back a little late on a busy machine.
+_LATE_SECONDS = 1.0
+
+
+class TimedEvents:
+    """An event source that knows when a wait should have been over: then it is a call that hangs."""
+
+    def __init__(self, source: EventSource, clock: Clock) -> None:
+        self._source = source
+        self._clock = clock
+        self._due: float | None = None
+
+    def wait(self, seconds: float) -> Sequence[XidEvent]:
+        """Wait as the source does."""
+        self._due = self._clock.monotonic() + seconds
+        try:
+            return self._source.wait(seconds)
+        finally:
+            self._due = None
+
+    def close(self) -> None:
+        """Let go of the source."""
+        self._source.close()
+
+    def overdue_since(self) -> float | None:
+        """When the wait that is going on should have come back (monotonic); None while it may take."""
+        due = self._due
+        late = due is not None and self._clock.monotonic() >= due + _LATE_SECONDS
+        return due if late else None
 
 
 class Session:
@@ -87,9 +117,15 @@ class Collector:
         self._stop = threading.Event()
         self._for_good = False
         self._session: Session | None = None
+        self._events: TimedEvents | None = None
         self._seen: set[str] = set()
         self._pause = schedule.retry
         self._thread = threading.Thread(target=self._run, name="collector", daemon=True)
+
+    def running_since(self) -> dict[str, float]:
+        """When each call that has not come back began (monotonic); a wait counts when it is overdue."""
+        overdue = None if self._events is None else self._events.overdue_since()
+        return self.running.since() | ({} if overdue is None else {EVENTS: overdue})
 
     def start(self) -> None:
         """Begin in a thread of its own: opening a driver may hang too."""
@@ -167,7 +203,8 @@ class Collector:
 
         events = None
         if found.events is not None:
-            events = EventWatcher(found.events, heard, self._clock)
+            self._events = TimedEvents(found.events, self._clock)
+            events = EventWatcher(self._events, heard, self._clock)
         return Session(self._backend, samplers.values(), events)
 
     def _sampler(self, device: Device) -> DeviceSampler:

@@ -100,7 +100,7 @@ def run(options: WorkerOptions, writer: FrameWriter, stop: threading.Event, cloc
         if order != _END:
             order = _END if stop.is_set() or writer.broken.is_set() else _next_order(order)
             _OBEY[order](collector)
-        writer.emit(HeartbeatFrame(clock.monotonic(), collector.running.since()))
+        writer.emit(HeartbeatFrame(clock.monotonic(), collector.running_since()))
 
 
 def _namer(options: WorkerOptions, writer: FrameWriter, clock: Clock) -> NameProcesses:
