@@ -261,6 +261,24 @@ def test_a_log_that_can_be_read_from_one_start_on_brings_nothing_old(tmp_path) -
     assert host.ledger.log_position == LogPosition("boot-1", old.sequence)
 
 
+def test_a_log_that_could_not_be_read_for_a_while_brings_nothing_twice(tmp_path) -> None:
+    host = Host(tmp_path)
+    host.enumerate(info(0))
+    host.history()
+    host.restart()
+    lines = []
+    for _ in range(3):
+        host.start()
+        host.enumerate(info(0))
+        host.store.log_unreadable("no CAP_SYSLOG")
+        lines.append(host.line(79))
+        host.xid("GPU-0", 79)
+        host.store.close()
+        host.advance(400)
+    host.restart(*lines)
+    assert host.counts() == {79: 3}
+
+
 def test_the_position_is_written_with_the_counts_and_not_with_every_line(tmp_path) -> None:
     host = Host(tmp_path)
     host.enumerate(info(0))
