@@ -291,10 +291,12 @@ def forget(world: World, uuid: str, by: Mapping[str, Any] | None = None) -> tupl
     """End the leases of a card that was removed for good; nothing is written to it.
 
     Raises:
-        RemediatorError: the exporter still knows the card, or does not answer.
+        RemediatorError: there is none, the exporter still knows the card, or does not answer.
     """
     with world.store.reading() as tx:
         leases = tuple(one for one in tx.leases.open_all() if one.uuid == uuid)
+    if not leases:
+        raise RemediatorError(f"there is no undo of {uuid} that could be forgotten")
     if not all(is_gone(world, lease) for lease in leases):
         raise RemediatorError(
             f"{uuid} is not forgotten: the exporter still knows it, or does not answer; a card that "

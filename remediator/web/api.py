@@ -180,7 +180,7 @@ def undo() -> Any:
             raise
         except RemediatorError as error:
             return {"error": str(error)}, 409
-        return {"forgotten": [lease_json(one) for one in forgotten]}
+        return {"requested": [], "forgotten": [lease_json(one) for one in forgotten]}
     with _deps().world.store.transaction() as tx:
         leases = tx.leases.open_all()
         chosen = [one for one in leases if everything or one.uuid == uuid]
@@ -194,7 +194,7 @@ def undo() -> Any:
                     data=_by(),
                 )
             )
-    return {"requested": [lease_json(one) for one in chosen]}
+    return {"requested": [lease_json(one) for one in chosen], "forgotten": []}
 
 
 @blueprint.post("/api/v1/incidents/<int(max=9007199254740991):incident_id>/acknowledge")

@@ -149,8 +149,8 @@ OPERATIONS: Mapping[str, Operation] = {
     "POST /api/v1/undo": Operation(
         "Undo as soon as the card is seen cool",
         "operate",
-        _many(requested="Lease"),
-        refusals=(400, 413),
+        _many(requested="Lease", forgotten="Lease"),
+        refusals=(400, 409, 413),
         body=_UNDO,
     ),
     "POST /api/v1/incidents/{incident_id}/acknowledge": Operation(

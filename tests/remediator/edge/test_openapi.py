@@ -134,13 +134,15 @@ def refused(name: str, status: int) -> Callable[[InProcess, pytest.MonkeyPatch],
 
     other = "read" if OPERATIONS[name].role != "read" else "webhook"
     by_store = busy if name in {"GET /api/services/ai", "POST /-/reload"} else store_fails
+    forgets = by_request(data=b'{"uuid": "GPU-0", "forget": true}')
+    conflicts = {"POST /-/reload": stays_as_it_was, "POST /api/v1/undo": forgets}
     ways: dict[int, Callable[..., Any]] = {
         401: by_request(environ={"HTTP_AUTHORIZATION": "Bearer nobody"}),
         403: lambda running, patch: running.client(other).open(
             re.sub(r"{\w+}", "1", name.partition(" ")[2]), method=name.partition(" ")[0]
         ),
         404: by_request(of=999, service="nobody"),
-        409: stays_as_it_was if name == "POST /-/reload" else ended,
+        409: conflicts.get(name, ended),
         413: by_request(data=b"x" * (5 * 2**20)),
         415: by_request(content_type="text/plain"),
         503: stuck if name == "GET /-/healthy" else by_store,
