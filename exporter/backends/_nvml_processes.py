@@ -83,9 +83,10 @@ def read_processes(reader: Reader, samples: ProcessSamples, now: float) -> list[
         ReadingError: only the lists cannot be read.
     """
     lists = [reader.read("compute_processes"), reader.read("graphics_processes")]
+    if reader.failures:
+        # Half of a list would be read as the whole.
+        raise ReadingError(reader.words()[0])
     if lists == [None, None]:
-        if reader.failures:
-            raise ReadingError(reader.words()[0])
         return None
     memory: dict[int, int | None] = {}
     for process in (one for each in lists if each is not None for one in each):

@@ -110,27 +110,34 @@ class Reader:
             return {}
         found: dict[_FieldT, float] = {}
         for start in range(0, len(wanted), _BATCH):
-            self._read_batch(wanted[start : start + _BATCH], found)
+            batch = wanted[start : start + _BATCH]
+            refused = self._read_batch(batch, found)
+            if len(refused) < len(batch):
+                self._unsupported.update(refused)
+            else:
+                # It refuses whatever it is asked: that is not because of the fields.
+                self.failures.append(codes.INVALID_ARGUMENT)
         if not remember:
             self._unsupported.difference_update(wanted)
         return found
 
-    def _read_batch(self, wanted: list[_FieldT], found: dict[_FieldT, float]) -> None:
+    def _read_batch(self, wanted: list[_FieldT], found: dict[_FieldT, float]) -> list[_FieldT]:
+        """Read into `found`; returns the fields for which the whole call is refused."""
         try:
             values = self._nvml.nvmlDeviceGetFieldValues(self._handle, wanted)
         except self._nvml.NVMLError as error:
             if error.value != codes.INVALID_ARGUMENT:
                 self._failed(_FIELDS, error)
-            elif len(wanted) == 1:
-                self._unsupported.add(wanted[0])
-            else:
-                # Some drivers refuse a whole batch for one field that they do not know.
-                middle = len(wanted) // 2
-                self._read_batch(wanted[:middle], found)
-                self._read_batch(wanted[middle:], found)
-            return
+                return []
+            if len(wanted) == 1:
+                return wanted
+            # One field that the driver does not know may be why it refuses the whole batch.
+            middle = len(wanted) // 2
+            first = self._read_batch(wanted[:middle], found)
+            return first + self._read_batch(wanted[middle:], found)
         for number, value in zip(wanted, values, strict=True):
             self._take_field(number, value, found)
+        return []
 
     def _take_field(self, number: _FieldT, value: Any, found: dict[_FieldT, float]) -> None:
         if value.nvmlReturn != 0:

@@ -296,6 +296,15 @@ def test_process_lists_that_fail_or_do_not_exist(nvml) -> None:
     assert device.processes() is None
 
 
+def test_half_of_a_process_list_is_none(nvml) -> None:
+    device = opened(nvml).devices[0]
+    nvml.errors["nvmlDeviceGetComputeRunningProcesses_v3"] = 999
+    with pytest.raises(ReadingError, match="unknown"):
+        device.processes()
+    nvml.errors["nvmlDeviceGetComputeRunningProcesses_v3"] = 3
+    assert device.processes() == []
+
+
 def test_values_that_are_no_readings_are_absent(nvml) -> None:
     original = nvml.answer
     nvml.answer = lambda name, handle, arguments: {

@@ -218,6 +218,16 @@ def test_a_batch_that_is_refused_for_one_field_gives_the_others(nvml) -> None:
     assert len(nvml.batches) == 1
 
 
+def test_a_driver_that_refuses_every_field_is_asked_again(nvml) -> None:
+    nvml.fields.update({74: 5, 230: 1})
+    device = device_of(nvml)
+    nvml.errors["nvmlDeviceGetFieldValues"] = 2
+    result = device.health()
+    assert (result.health.recovery_action, result.errors) == (None, ("nvml_2",))
+    nvml.errors.clear()
+    assert device.health().health.recovery_action == "reset"
+
+
 def test_a_field_of_a_type_that_nobody_knows_costs_only_itself(nvml) -> None:
     nvml.fields.update({230: 1, 144: 1})
     original = nvml.field
