@@ -11,6 +11,7 @@ from remediator.alertmanager import Alert, Listed, Notification
 from remediator.clock import Clock
 from remediator.counters import Counters
 from remediator.store import Draft, Episode, Store, Transaction
+from remediator.together import Together
 
 WATCHDOG = "Watchdog"
 _WATCHDOG_META = "watchdog_last_received"
@@ -21,6 +22,8 @@ LATE_SECONDS = 60.0
 # Two Prometheus see the same firing begin at most this far apart. A later start is another firing,
 # and the end of the one that we know was never delivered.
 DRIFT_SECONDS = 60.0
+# Deliveries that come at the same time are one commit, so long as it has no more alerts.
+_ALERTS_TOGETHER = 200
 # What the audit calls an alert that Alertmanager's API had and no delivery brought.
 RECONCILED = "reconciled"
 
@@ -40,6 +43,7 @@ class Intake:
         self._clock = clock
         self._counters = counters
         self.know(known_alerts)
+        self._together = Together(self._commit, lambda one: len(one.alerts), _ALERTS_TOGETHER)
         with store.reading() as tx:
             self.last_delivery = tx.episodes.last_delivery()
             text = tx.get_meta(_WATCHDOG_META)
@@ -55,28 +59,7 @@ class Intake:
         Raises:
             StorageError: nothing of it was kept; the sender must try again.
         """
-        now = self._clock.now()
-        opened = 0
-        with self._store.transaction() as tx:
-            tx.episodes.record_delivery(
-                now,
-                notification.digest,
-                notification.receiver,
-                len(notification.alerts),
-                notification.truncated,
-            )
-            for alert in notification.alerts:
-                opened += self._one(tx, alert, now)
-            if notification.truncated:
-                tx.audit(
-                    Draft(
-                        "truncated",
-                        f"Alertmanager cut {notification.truncated} alerts off this delivery; "
-                        "what is missing is not clear",
-                        severity="warning",
-                        reason="truncated",
-                    )
-                )
+        now, opened = self._together.do(notification)
         self.last_delivery = now
         for alert in notification.alerts:
             # A name that anybody may invent must not become a series, or a counter, of its own.
@@ -84,6 +67,33 @@ class Intake:
             self._counters.add("alerts", name, alert.status)
             if alert.name == WATCHDOG:
                 self.last_watchdog = now
+        return opened
+
+    def _commit(self, notifications: Sequence[Notification]) -> list[tuple[float, int]]:
+        """Keep them, all in one transaction; when that was, and how many episodes each opened."""
+        now = self._clock.now()
+        with self._store.transaction() as tx:
+            return [(now, self._keep(tx, one, now)) for one in notifications]
+
+    def _keep(self, tx: Transaction, notification: Notification, now: float) -> int:
+        tx.episodes.record_delivery(
+            now,
+            notification.digest,
+            notification.receiver,
+            len(notification.alerts),
+            notification.truncated,
+        )
+        opened = sum(self._one(tx, alert, now) for alert in notification.alerts)
+        if notification.truncated:
+            tx.audit(
+                Draft(
+                    "truncated",
+                    f"Alertmanager cut {notification.truncated} alerts off this delivery; "
+                    "what is missing is not clear",
+                    severity="warning",
+                    reason="truncated",
+                )
+            )
         return opened
 
     def reconcile(self, found: Sequence[Listed]) -> int:

@@ -65,5 +65,5 @@ def resolve(world: World, kind: str, labels: Mapping[str, str]) -> Target:
     known = uuid in known_gpus(world)
     if not known and world.config.gpus.inventory == "auto":
         # A card that appeared a moment ago: ask our own exporter before saying that it is not ours.
-        known = any(reading.uuid == uuid for reading in world.gpus.all())
+        known = world.sightings.has(uuid, world.gpus, world.clock.monotonic())
     return Target("gpu", uuid) if known else NO_TARGET

@@ -18,6 +18,7 @@ from remediator.managers import ProcessManager
 from remediator.progress import ProgressLog
 from remediator.run_ages import Ages
 from remediator.services import ServiceDriver
+from remediator.sightings import Sightings
 from remediator.store import Store
 
 
@@ -86,6 +87,7 @@ class World:
     release: Release = field(default_factory=NoRelease)
     progress: ProgressLog = field(default_factory=ProgressLog)
     ages: Ages = field(default_factory=Ages)
+    sightings: Sightings = field(default_factory=Sightings)
     _turn: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def snapshot(self) -> World:

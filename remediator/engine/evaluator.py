@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from remediator.clock import boot_id
@@ -23,6 +24,8 @@ from remediator.world import Service, World
 
 log = logging.getLogger(__name__)
 
+# Whether a card that was not ours has become ours is looked at this often at the least (seconds).
+_LOOK_AGAIN = 600.0
 _STARTS = ("restart_service", "start_service")
 
 
@@ -91,6 +94,53 @@ class Evaluator:
                 _audit_reserved(tx, run, episode)
         return run.id if run is not None and considered.decision.kind == "run" else None
 
+    def pass_over(self, episode_ids: Sequence[int]) -> tuple[int, ...]:
+        """Decide in one transaction about those that concern nothing of ours; the other ids.
+
+        One by one, a storm of alerts about others would keep the disk, and so our own, waiting.
+
+        Raises:
+            StorageError: the decisions could not be kept.
+        """
+        return self._as_it_is_now().decide_about_others(episode_ids)
+
+    def decide_about_others(self, episode_ids: Sequence[int]) -> tuple[int, ...]:
+        """As `pass_over`, on the configuration that this evaluator was made with."""
+        with self._world.store.reading() as tx:
+            found = [tx.episodes.get(one) for one in episode_ids]
+        episodes = [one for one in found if one is not None and one.ended_at is None]
+        others = [(one, passed) for one in episodes if (passed := self._passed_over(one))]
+        if others:
+            with self._world.store.transaction() as tx:
+                for one, passed in others:
+                    now_episode = tx.episodes.get(one.id)
+                    if now_episode is not None and now_episode.ended_at is None:
+                        now = self._world.clock.now()
+                        said = (passed.decision, passed.playbook, passed.target)
+                        record_decision(tx, self._counters, one, *said, now)
+        theirs = {one.id for one, _ in others}
+        return tuple(one.id for one in episodes if one.id not in theirs)
+
+    def _passed_over(self, episode: Episode) -> Considered | None:
+        """What is decided about an alert that concerns nothing of ours; None where it may."""
+        playbook = self._playbooks.for_alert(episode.alertname)
+        kinds = ("gpu", "service", "host") if playbook is None else playbook.targets
+        kind = kind_of(kinds, episode.labels)
+        try:
+            if resolve(self._world, kind, episode.labels) != NO_TARGET:
+                return None
+        except NoEvidence:
+            return None
+        if playbook is None:
+            return Considered(_notify(), NOTIFY, NO_TARGET)
+        return Considered(self._not_ours(kind, episode), playbook.name, NO_TARGET)
+
+    def _not_ours(self, kind: str, episode: Episode) -> Decision:
+        """A card may appear yet; the longer it has not, the less often that is looked at."""
+        age = self._world.clock.now() - episode.first_seen
+        why = f"the alert names no {kind} of this machine's inventory"
+        return Decision("ignore", "not_in_inventory", why, min(max(30.0, age), _LOOK_AGAIN))
+
     def consider(self, episode: Episode) -> Considered:
         """What would be decided now; reads the world, changes nothing."""
         playbook = self._playbooks.for_alert(episode.alertname)
@@ -104,7 +154,7 @@ class Evaluator:
             decision = Decision("defer", "no_fresh_reading", str(error), 2.0)
             return Considered(decision, playbook.name, NO_TARGET)
         if target == NO_TARGET:
-            return Considered(_not_ours(kind), playbook.name, target)
+            return Considered(self._not_ours(kind, episode), playbook.name, target)
         services = self._services(target)
         control = self._world.control.name
         if playbook.safe or playbook.only_unloads:
@@ -217,7 +267,7 @@ class Evaluator:
         with self._world.store.reading() as tx:
             busy = tx.runs.holders((target,))
             acted = episode.acted or any(
-                other.acted and self._same_fault(other, episode) for other in tx.episodes.open_all()
+                self._same_fault(other, episode) for other in tx.episodes.open_acted()
             )
         mode: Mode = playbook.mode or self._world.config.mode
         return gather(
@@ -318,15 +368,6 @@ def _described(plan: Plan) -> list[str]:
 
 def _notify() -> Decision:
     return Decision("notify", "no_playbook", "no playbook answers this alert; it is recorded")
-
-
-def _not_ours(kind: str) -> Decision:
-    return Decision(
-        "ignore",
-        "not_in_inventory",
-        f"the alert names no {kind} of this machine's inventory",
-        30.0,
-    )
 
 
 def _audit_reserved(tx: Transaction, run: Run, episode: Episode) -> None:

@@ -12,7 +12,7 @@ from remediator.engine.executor import Executor
 from remediator.engine.leases import FLAPPING
 from remediator.errors import NoEvidence, StorageError
 from remediator.signals.memory import Memory
-from remediator.store import Draft, Episode, Incident, Run
+from remediator.store import Draft, Incident, Run
 from remediator.store.inventory import HOLDER
 from remediator.targets import THIS_HOST
 from remediator.world import World
@@ -86,18 +86,18 @@ class Housekeeper:
             self._heard = {}
             return
         with self._world.store.reading() as tx:
-            episodes = {(one.id, one.heartbeats): one for one in tx.episodes.open_all()}
-        self._heard = {key: self._heard.get(key, now) for key in episodes}
-        for key, episode in episodes.items():
-            if now - self._heard[key] > ttl:
-                self._end_silent(episode, ttl)
+            beats = tx.episodes.open_beats()
+        self._heard = {key: self._heard.get(key, now) for key in beats}
+        for episode_id, heartbeats in beats:
+            if now - self._heard[episode_id, heartbeats] > ttl:
+                self._end_silent(episode_id, heartbeats, ttl)
 
-    def _end_silent(self, episode: Episode, ttl: float) -> None:
+    def _end_silent(self, episode_id: int, heartbeats: int, ttl: float) -> None:
         with self._world.store.transaction() as tx:
-            current = tx.episodes.get(episode.id)
-            if current is None or current.ended_at is not None:
+            episode = tx.episodes.get(episode_id)
+            if episode is None or episode.ended_at is not None:
                 return
-            if current.heartbeats != episode.heartbeats:
+            if episode.heartbeats != heartbeats:
                 return
             tx.episodes.end(episode.id, self._world.clock.now(), "silent")
             tx.audit(

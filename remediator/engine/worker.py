@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -28,6 +28,8 @@ _EVERY_INVENTORY = 10.0
 _EVERY_EMERGENCY = 1.0
 # More than there are targets: a run that only waits must never keep an emergency from beginning.
 _THREADS = 64
+# So many episodes are looked at together: a moment's work, after which what is new is seen.
+_AT_ONCE = 100
 
 
 class Worker:
@@ -136,12 +138,27 @@ class Worker:
                 self._executor.wake(run.id)
             if run.state != "awaiting_approval":
                 self._submit(("run", run.id), partial(self._executor.execute, run.id))
-        for episode_id in due:
-            self._submit(("episode", episode_id), partial(self._evaluate, episode_id))
+        if due:
+            self._submit(("due", 0), partial(self._decide, due[:_AT_ONCE]))
 
     def _stop_at_once(self, target: str, work: Callable[[], None]) -> None:
         """Each target by itself: a service that will not stop must not keep another card hot."""
         self._submit((f"emergency {target}", 0), work)
+
+    def _decide(self, due: Sequence[int]) -> None:
+        """Pass over what is not ours, and decide about the rest, each by itself."""
+        try:
+            ours = self._evaluator.pass_over(due)
+        except StorageError:
+            raise
+        except Exception:
+            log.exception("they are decided about one by one")
+            self._counters.add("errors", "due")
+            ours = tuple(due)
+        for episode_id in ours:
+            self._submit(("episode", episode_id), partial(self._evaluate, episode_id))
+        if len(due) == _AT_ONCE:
+            self.nudge()
 
     def _evaluate(self, episode_id: int) -> None:
         if self._evaluator.evaluate(episode_id) is not None:

@@ -140,6 +140,15 @@ class Episodes:
             (reason, again_at, int(acted), refuted_at, episode_id),
         )
 
+    def open_acted(self) -> tuple[Episode, ...]:
+        """Every open episode that was acted on, oldest first."""
+        return self._many("ended_at IS NULL AND acted ORDER BY id", ())
+
+    def open_beats(self) -> tuple[tuple[int, int], ...]:
+        """Id and heartbeats of every open episode; in a storm there are many."""
+        rows = self._db.execute("SELECT id, heartbeats FROM episodes WHERE ended_at IS NULL")
+        return tuple((row[0], row[1]) for row in rows)
+
     def open_all(self) -> tuple[Episode, ...]:
         """Every open episode, oldest first."""
         return self._many("ended_at IS NULL ORDER BY id", ())
