@@ -169,7 +169,7 @@ class Lane(threading.Thread):
             others -= {GPUS - 1 if case.card == 0 else 0}
         settled = time.monotonic() + _SETTLE_SECONDS
         until(lambda: time.monotonic() >= settled or _shown(bench, case), f"{case} shows")
-        if case.answer == HANG and "events" not in case.call.threads:
+        if case.answer == HANG:
             until(lambda: _shown(bench, case), "a call that hangs is a timeout")
         for _ in range(3):
             self._judge(bench, case)
@@ -258,7 +258,8 @@ def _shown(bench: FaultBench, case: Case) -> bool:
         down = views and all(not view.up for view in views.values())
         sick = case.card is not None and case.card in views and not views[case.card].up
         stuck = snapshot.worker.running_seconds > 0.5
-        return bool(sick or down or (stuck and not views))
+        beside = not views or "events" in case.call.threads
+        return bool(sick or down or (stuck and beside))
     return snapshot.backend.up is False or codes.word(case.answer) in bench.errors()
 
 
