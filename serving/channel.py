@@ -90,6 +90,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
             Phase.ANSWERING: terms.patience.answering,
             Phase.IDLE: math.inf,
         }
+        self._phase = Phase.IDLE
         self._enter(Phase.ASKING)
         self._has_asked = False
         super().__init__(*waitress_own, **keywords)
@@ -124,7 +125,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
 
     @property
     def since(self) -> float:
-        """When what it waits for began (monotonic)."""
+        """When its request began, or it began to wait for one (monotonic)."""
         return self._since
 
     def give_up(self) -> None:
@@ -153,9 +154,11 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         return took
 
     def _enter(self, phase: Phase) -> None:
+        now = self._terms.clock.monotonic()
+        if not (phase is Phase.ANSWERING and self._phase is Phase.ASKING):
+            self._since = now
         self._phase = phase
-        self._since = self._terms.clock.monotonic()
-        self._deadline = self._since + self._limits[phase]
+        self._deadline = now + self._limits[phase]
 
 
 class TlsChannel(Channel):

@@ -87,6 +87,10 @@ class Loop:
         wanted = _READ if polled.readable() else 0
         if polled.writable() and not polled.accepting:
             wanted |= select.EPOLLOUT
+        if isinstance(polled, Channel) and polled.will_close:
+            # waitress would wait until the client takes more of what it is not to get.
+            polled.handle_close()
+            return
         if known is not polled:
             before = 0
         with contextlib.suppress(OSError):

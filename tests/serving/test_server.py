@@ -107,10 +107,26 @@ def test_answers_that_nobody_reads_are_not_kept_without_end(
             slow.append(stack.enter_context(spoken(door, sock)))
             slow[-1].sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
         assert door.get()[2] == body
+        # Whether they read or not.
+        eventually(lambda: door.server.connections <= 4)
         # The oldest has been closed, so that what it had not read is lost; the newest has not.
         with pytest.raises((OSError, EOFError)):
             whole(slow[0], len(body))
         assert whole(slow[-1], len(body)) >= len(body)
+
+
+def test_an_answer_that_nobody_reads_has_a_deadline(opened, eventually) -> None:
+    body = b"x" * (8 * 2**20)
+
+    def app(_environ, start_response):
+        start_response("200 OK", [("Content-Length", str(len(body)))])
+        return [body]
+
+    door = opened(app=app, patience=Patience(asking=5, answering=0.3))
+    with door.connect() as plain, spoken(door, plain) as sock:
+        sock.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert sock.recv(1) == b"H"
+        eventually(lambda: door.server.connections == 0)
 
 
 def whole(sock: socket.socket, length: int) -> int:
