@@ -92,16 +92,16 @@ class Sender:
     def __init__(self, port: int, connections: int = _CONNECTIONS) -> None:
         self.answers = Answers()
         self._port = port
-        self._due: queue.Queue[tuple[float, bytes, int] | None] = queue.Queue(
-            maxsize=connections * 64
+        self._due: queue.Queue[tuple[float | None, bytes, int] | None] = queue.Queue(
+            maxsize=connections
         )
         self._threads = [threading.Thread(target=self._send) for _ in range(connections)]
         for thread in self._threads:
             thread.start()
 
     def give(self, raw: bytes, alerts: int, due: float | None = None) -> None:
-        """A delivery that is due now, or was."""
-        self._due.put((time.monotonic() if due is None else due, raw, alerts))
+        """A delivery that was due at a time, or is as soon as a connection is free."""
+        self._due.put((due, raw, alerts))
 
     def close(self) -> Answers:
         """Wait for every answer."""
@@ -115,6 +115,7 @@ class Sender:
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=30)
         while (job := self._due.get()) is not None:
             due, raw, alerts = job
+            since = time.monotonic() if due is None else due
             try:
                 connection.request("POST", "/api/v1/alerts", raw, _HEADERS)
                 response = connection.getresponse()
@@ -124,7 +125,7 @@ class Sender:
                     self.answers.errors += 1
                 connection.close()
                 continue
-            self.answers.add(response.status, time.monotonic() - due, alerts)
+            self.answers.add(response.status, time.monotonic() - since, alerts)
         connection.close()
 
 

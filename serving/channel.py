@@ -39,6 +39,9 @@ _PLAIN_HTTP = b"HTTP/1.0 400 Bad Request\r\n\r\nThis port speaks HTTPS.\n"
 CLIENT_NAMES = "serving.client_names"
 """Key of the WSGI environment: the names in the verified certificate that the client showed."""
 
+QUEUED_SECONDS = "serving.queued_seconds"
+"""Key of the WSGI environment: how long the whole request waited for somebody to answer it."""
+
 
 class Phase(Enum):
     """What a connection is waiting for."""
@@ -72,6 +75,7 @@ class Task(WSGITask):  # type: ignore[misc]
         """The WSGI environment."""
         environ: dict[str, Any] = super().get_environment()
         environ[CLIENT_NAMES] = self.channel.client_names
+        environ[QUEUED_SECONDS] = self.channel.quiet_seconds
         return environ
 
 
@@ -93,12 +97,18 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         self._phase = Phase.IDLE
         self._enter(Phase.ASKING)
         self._has_asked = False
+        self._heard_at = terms.clock.monotonic()
         super().__init__(*waitress_own, **keywords)
 
     @property
     def is_answering(self) -> bool:
         """Whether a request is being answered, or its answer not yet read."""
         return bool(self.requests or self.total_outbufs_len)
+
+    @property
+    def quiet_seconds(self) -> float:
+        """How long ago the client sent anything."""
+        return self._terms.clock.monotonic() - self._heard_at
 
     @property
     def unread_bytes(self) -> int:
@@ -149,6 +159,8 @@ class Channel(HTTPChannel):  # type: ignore[misc]
     def received(self, data: bytes) -> bool:
         """Take bytes of a request."""
         self.server.received_bytes += len(data)
+        # Before it can be answered: whoever answers asks for it.
+        self._heard_at = self._terms.clock.monotonic()
         took = bool(super().received(data))
         self._has_asked = self._has_asked or self.request is None
         return took

@@ -17,6 +17,7 @@ from remediator.clock import Clock
 from remediator.counters import Counters
 from remediator.errors import PayloadError, StorageError
 from remediator.web.auth import requires
+from serving.channel import QUEUED_SECONDS
 
 log = logging.getLogger(__name__)
 blueprint = Blueprint("alerts", __name__)
@@ -37,6 +38,9 @@ _HINTS = {
     "too_large": "it is longer than web.max_body_bytes",
 }
 _QUIET_SECONDS = 60.0
+# Who had to wait longer is sent away before anything is read: so the line gets short again, and
+# whoever is sent away hears it within a second (seconds).
+_LONGEST_LINE = 0.5
 
 
 class Refusals:
@@ -93,6 +97,8 @@ def receive() -> Any:
     deps = current_app.extensions["deps"]
     if deps.world.stopping.is_set():
         return {"error": "shutting down; send it again"}, 503
+    if request.environ.get(QUEUED_SECONDS, 0.0) > _LONGEST_LINE:
+        return {"error": "too much at once; send it again"}, 503
     if request.mimetype not in ("application/json", ""):
         return {"error": "send Content-Type: application/json"}, 415
     try:
