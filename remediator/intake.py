@@ -65,7 +65,7 @@ class Intake:
             # A name that anybody may invent must not become a series, or a counter, of its own.
             name = alert.name if alert.name in self._known_alerts else "other"
             self._counters.add("alerts", name, alert.status)
-            if alert.name == WATCHDOG:
+            if alert.name == WATCHDOG and alert.status == "firing":
                 self.last_watchdog = now
         return opened
 
@@ -115,7 +115,9 @@ class Intake:
 
     def _one(self, tx: Transaction, alert: Alert, now: float, source: str = "") -> int:
         if alert.name == WATCHDOG:
-            tx.set_meta(_WATCHDOG_META, str(now))
+            # Its end says that Prometheus is silent: that way does not work.
+            if alert.status == "firing":
+                tx.set_meta(_WATCHDOG_META, str(now))
             return 0
         open_episode = tx.episodes.open_for(alert.fingerprint)
         if alert.status == "resolved":

@@ -243,6 +243,28 @@ def test_what_is_known_survives_a_restart(tmp_path: Path) -> None:
         assert every(after) == [(1, 1, True)]
 
 
+def test_the_watchdog_alone_keeps_the_dead_mans_switch_and_its_end_does_not(
+    remediator: InProcess,
+) -> None:
+    """Alertmanager says that it is over when Prometheus has been silent for minutes."""
+    intake = remediator.remediator.intake
+    assert (intake.last_delivery, intake.last_watchdog) == (None, None)
+    remediator.deliver(alert("Watchdog"))
+    heard = remediator.clock.now()
+    assert (intake.last_delivery, intake.last_watchdog) == (heard, heard)
+    remediator.clock.seconds += 300
+    remediator.deliver(alert("Watchdog", status="resolved"))
+    assert intake.last_watchdog == heard
+    remediator.deliver(alert())
+    assert intake.last_watchdog == heard, "only it proves the whole way from Prometheus"
+    with remediator.store.reading() as tx:
+        assert tx.get_meta("watchdog_last_received") == str(heard)
+    lines = remediator.client().get("/metrics").text.splitlines()
+    name = "remediator_watchdog_last_received_timestamp_seconds"
+    (shown,) = [line for line in lines if line.startswith(name)]
+    assert float(shown.split()[1]) == heard
+
+
 def test_a_resolved_alert_cancels_what_waits_for_a_person(remediator: InProcess) -> None:
     remediator.deliver(alert())
     episode = latest(remediator)
