@@ -6,7 +6,6 @@ the key cannot make a record, change one, or reorder two without `verify` naming
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import json
 import sqlite3
@@ -161,4 +160,4 @@ def head(connection: sqlite3.Connection) -> tuple[int, str]:
 def mac_of(key: bytes, seq: int, prev_mac: str, text: bytes) -> str:
     """What authenticates record `seq` over the one before it."""
     message = f"{seq}\n{prev_mac}\n".encode() + text
-    return hmac.digest(key, message, hashlib.sha256).hex()
+    return hmac.digest(key, message, "sha256").hex()
