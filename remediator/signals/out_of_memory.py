@@ -101,13 +101,9 @@ def _suspected(world: World, service: Service) -> int | None:
     Without one a canary is not asked: it may queue for long, and proves nothing.
     """
     with world.store.reading() as tx:
-        episodes = tx.episodes.open_all()
+        episodes = tx.episodes.open_of(ALERT)
         count = tx.inventory.service(service.name).out_of_memory
-    found = [
-        one.id
-        for one in episodes
-        if one.alertname == ALERT and one.labels.get("llm_service") == service.name
-    ]
+    found = [one.id for one in episodes if one.labels.get("llm_service") == service.name]
     if not found:
         return None
     episode, first = _counted.get(service.driver, (None, 0))

@@ -144,6 +144,10 @@ class Episodes:
         """Every open episode that was acted on, oldest first."""
         return self._many("ended_at IS NULL AND acted ORDER BY id", ())
 
+    def open_of(self, alertname: str) -> tuple[Episode, ...]:
+        """Every open episode of alerts of this name, oldest first."""
+        return self._many("ended_at IS NULL AND alertname = ? ORDER BY id", (alertname,))
+
     def open_beats(self) -> tuple[tuple[int, int], ...]:
         """Id and heartbeats of every open episode; in a storm there are many."""
         rows = self._db.execute("SELECT id, heartbeats FROM episodes WHERE ended_at IS NULL")
