@@ -49,6 +49,7 @@ events = st.lists(
         outcome=st.sampled_from(["succeeded", "failed", "ineffective", "cancelled"]),
         step=st.sampled_from([-DAY, -HOUR, HOUR, DAY]),
     ),
+    min_size=6,
     max_size=50,
 )
 
@@ -82,6 +83,7 @@ class Machine:
     killed: str | None = None
     opened: str | None = None
     closed_after: int = 0
+    windows: tuple[WindowConfig, ...] = (NIGHT, OF_B, STRICT)
 
     def happen(self, event: Event) -> None:
         self.time.passed += event.after
@@ -134,7 +136,7 @@ class Machine:
             breaker_open=None if safe else self.opened,
             safe=safe,
             killed=self.killed,
-            windows=(NIGHT, OF_B, STRICT),
+            windows=self.windows,
             opted_out=("service:c",),
             touches=(key,),
         )
@@ -153,7 +155,8 @@ class Machine:
         assert event.target != "c", "it is opted out"
         held_by = (STRICT,) if safe else (NIGHT, OF_B, STRICT)
         touches = (f"service:{event.target}",)
-        assert windows.closing(held_by, now, "x", touches, stop_for_heat=safe) is None
+        if self.windows:
+            assert windows.closing(held_by, now, "x", touches, stop_for_heat=safe) is None
         assert safe or self.opened is None
         self.time.passed += event.took
         self.runs.append(made(len(self.runs) + 1, event, safe, now, self.time.now()))
@@ -184,9 +187,40 @@ def made(number: int, event: Event, safe: bool, now: float, ended_at: float) -> 
     )
 
 
-@given(events, st.integers(1, 4), st.integers(1, 8), st.floats(0, 600))
+def play(machine: Machine, happened: list[Event]) -> None:
+    for event in happened:
+        machine.happen(event)
+        # Each look dates every run, as the remediator does whenever it is asked.
+        machine.past()
+
+
+@given(events, st.sampled_from([(), (NIGHT, OF_B, STRICT)]))
 @settings(max_examples=200, deadline=None)
-def test_no_sequence_of_events_exceeds_a_budget_or_acts_where_it_is_kept_back(
+def test_no_sequence_of_events_acts_where_it_is_kept_back(
+    happened: list[Event], closed: tuple[WindowConfig, ...]
+) -> None:
+    play(Machine(Limits(cooldown=0.0), windows=closed), happened)
+
+
+# Somebody asks again and again, fails or not, sets the clock, and closes the breaker each time.
+insistent = st.lists(
+    st.builds(
+        Event,
+        st.sampled_from(["ask"] * 8 + ["stop", "step"]),
+        st.sampled_from([0.0, 1.0, 20.0, 70.0, 300.0, 1200.0]),
+        target=st.sampled_from(("a", "b")),
+        took=st.sampled_from([0.0, 1.0, 200.0]),
+        outcome=st.sampled_from(["succeeded", "failed", "cancelled"]),
+        step=st.sampled_from([-DAY, -HOUR, HOUR, DAY]),
+    ),
+    min_size=10,
+    max_size=60,
+)
+
+
+@given(insistent, st.integers(1, 4), st.integers(1, 8), st.sampled_from([0.0, 60.0, 600.0]))
+@settings(max_examples=150, deadline=None)
+def test_no_sequence_of_events_exceeds_a_budget(
     happened: list[Event], per_target: int, per_machine: int, cooldown: float
 ) -> None:
     limits = Limits(
@@ -195,12 +229,10 @@ def test_no_sequence_of_events_exceeds_a_budget_or_acts_where_it_is_kept_back(
         cooldown=cooldown,
         # Otherwise it would be the breaker that keeps every budget.
         breaker_relapses=50,
+        breaker_failures=50,
     )
-    machine = Machine(limits)
-    for event in happened:
-        machine.happen(event)
-        # Each look dates every run, as the remediator does whenever it is asked.
-        machine.past()
+    machine = Machine(limits, windows=())
+    play(machine, happened)
     on_budget = [(at, run) for at, run in machine.began if not run.safe]
     for at, run in on_budget:
         hour = [other for when, other in on_budget if at - HOUR < when <= at]
@@ -208,6 +240,19 @@ def test_no_sequence_of_events_exceeds_a_budget_or_acts_where_it_is_kept_back(
         assert len(hour) <= per_machine
         assert len([o for o in hour if o.target == run.target]) <= per_target
         assert len([o for o in day if o.target == run.target]) <= limits.attempts_per_day
+        before = [
+            when + (other.ended_at or 0.0) - other.created_at
+            for when, other in on_budget
+            if other.target == run.target and when < at
+        ]
+        assert at >= max(before, default=at) + (cooldown if before else 0.0) - 1e-3
+
+
+@given(insistent)
+@settings(max_examples=60, deadline=None)
+def test_no_sequence_of_events_acts_while_the_breaker_is_open(happened: list[Event]) -> None:
+    limits = Limits(attempts_per_hour=50, destructive_per_hour=50, cooldown=0.0)
+    play(Machine(limits, windows=()), happened)
 
 
 @given(st.sampled_from([-DAY, -HOUR, HOUR, DAY]), st.floats(1, 30))
