@@ -17,7 +17,7 @@ from remediator.errors import StorageError
 from remediator.store import Draft, Query, Store
 from remediator.store.store import Trail
 from remediator.store.verify import Verdict
-from tests.remediator.edge.support import KEY, write_config
+from tests.remediator.edge.support import KEY, alert, in_process, write_config
 from tests.remediator.engine.fakes import FakeClock
 
 DAY = 86400.0
@@ -436,3 +436,53 @@ def test_the_commands_ask_by_card_and_export_segments_too(
     assert (code, out) == (1, "BROKEN: record 41 is not the one that was seen\n")
     code, out, _ = cli("audit", "verify", f"--head=99:{mac}", config)
     assert (code, "cut off" in out) == (1, True)
+
+
+# What is served
+
+
+def test_a_heat_alert_that_is_answered_503_reaches_the_emergency_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with in_process(tmp_path) as running:
+        said = []
+        worker = running.remediator.worker
+        monkeypatch.setattr(worker.emergency, "_told", {})
+        real = type(running.store).transaction
+
+        def fails(*_: object) -> object:
+            running.store.failing = True
+            raise StorageError("the disk is full")
+
+        monkeypatch.setattr(type(running.store), "transaction", fails)
+        for name in ("GPUTemperatureShutdown", "LLMServiceDown"):
+            reply = running.deliver(alert(name, uuid="GPU-1"))
+            said.append(reply.status_code)
+        monkeypatch.setattr(type(running.store), "transaction", real)
+        told = [episode.alertname for _, episode in worker.emergency._told.values()]
+        assert said == [503, 503]
+        assert told == ["GPUTemperatureShutdown"], "only a stop for heat does not wait"
+
+
+def test_the_audit_is_asked_over_http_as_on_the_command_line(tmp_path: Path) -> None:
+    with in_process(tmp_path) as running:
+        with running.store.transaction() as tx:
+            tx.audit(Draft("decision", "one", target="gpu:GPU-1"))
+            tx.audit(Draft("decision", "other", target="gpu:GPU-2"))
+        client = running.client("read")
+        found = client.get("/api/v1/audit?gpu=GPU-1&since=1h").json["records"]
+        assert [record["sentence"] for record in found] == ["one"]
+        assert client.get("/api/v1/audit?since=1970-01-01&until=1970-01-02").json["records"] == []
+        assert client.get("/api/v1/audit?since=yesterday").status_code == 400
+        page = client.get("/metrics").text
+        head = running.store
+        with head.reading() as tx:
+            seq, mac = tx.audit_head()
+        assert f"remediator_audit_records_total {float(seq)}" in page
+        digest = next(
+            float(line.split()[1])
+            for line in page.splitlines()
+            if line.startswith("remediator_audit_head_digest ")
+        )
+        assert int(digest) == int(mac[:12], 16)
+        assert "remediator_audit_anchor_failing 0.0" in page
