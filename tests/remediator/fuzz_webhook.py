@@ -139,11 +139,11 @@ def _change(rng: random.Random, document: Any) -> None:
             continue
         how = rng.random()
         if how < 0.6:
-            at[key] = rng.choice(_NASTY)
+            at[key] = copy.deepcopy(rng.choice(_NASTY))
         elif how < 0.7:
             del at[key]
         elif isinstance(at, dict):
-            at[str(rng.choice(_NASTY))] = at[key]
+            at[str(rng.choice(_NASTY))] = copy.deepcopy(at[key])
         else:
             at.extend([copy.deepcopy(at[key])] * rng.randint(1, 5))
         return
