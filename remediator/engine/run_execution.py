@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from remediator import playbooks as books
 from remediator.actions import Interrupted, Outcome, StepContext, changes_a_card
+from remediator.actions.base import Harmless
 from remediator.counters import Counters
 from remediator.engine.approval import why_not_as_approved
 from remediator.engine.gathering import supersede
@@ -46,6 +47,19 @@ def _read_plan(run: Run) -> tuple[tuple[PlannedStep, ...], str]:
         return books.from_journal(run.plan), ""
     except ConfigError as error:
         return (), f"its plan was made by another version: {error}"
+
+
+def _sees_through(step: PlannedStep) -> bool:
+    """Whether the step interrupts nothing and is about one service alone."""
+    return step.service is not None and isinstance(step.action, Harmless)
+
+
+def _others_go_on(step: PlannedStep, plan: tuple[PlannedStep, ...]) -> bool:
+    """Whether a failure of this step says nothing about the other services of its rung."""
+    if step.action.scope == "all_services":
+        return True
+    others = {one.service for one in plan if one.rung == step.rung} - {step.service, None}
+    return step.service is not None and bool(others)
 
 
 class RunExecution:
@@ -199,15 +213,20 @@ class RunExecution:
     def _steps(self, playbook: Playbook, plan: tuple[PlannedStep, ...], rung: int) -> None:
         """Every step of the rung; the rest is left out when old news turn out to be over.
 
-        A step on all services is tried on each, whatever became of the one before; the step after
-        it is begun only when none of them failed.
+        A step on all services is tried on each, whatever became of the one before. Once a step has
+        failed on one service nothing more is interrupted or changed, but what was done to the others
+        is seen through: they get their models back.
         """
         failed: RunEnded | None = None
         tried: PlannedStep | None = None
+        lost: set[str | None] = set()
         for seq, step in enumerate(plan):
-            if step.rung != rung:
+            if step.rung != rung or (failed is not None and step.service in lost):
                 continue
-            if failed is not None and tried is not None and step.raw != tried.raw:
+            # A turn of the same step on the next service, or what only sees another one through.
+            same = tried is not None and step.raw == tried.raw
+            goes_on = _sees_through(step) or (same and step.action.scope == "all_services")
+            if failed is not None and not goes_on:
                 raise failed
             tried = step
             if rung == books.AFTERWARDS and self._is_open(seq):
@@ -220,9 +239,10 @@ class RunExecution:
             try:
                 self._step(seq, step)
             except RunEnded as end:
-                if step.action.scope != "all_services" or end.state not in NEEDS_HUMAN:
+                if not _others_go_on(step, plan) or end.state not in NEEDS_HUMAN:
                     raise
                 failed = failed or end
+                lost.add(step.service)
         if failed is not None:
             raise failed
 
@@ -281,7 +301,8 @@ class RunExecution:
     def _lock_services(self, playbook: Playbook, rung: int) -> None:
         """Take every service that the rung works on, before its first step.
 
-        A lighter run on one of them is asked to go; a stop for heat does not wait until it has.
+        A lighter run on one of them is asked to go; a stop for heat does not wait until it has, nor
+        for that of another card: one service that will not stop must not keep both cards hot.
         """
         locks = tuple(Target("service", name) for name in self._services_of(rung))
         deadline = self._world.clock.monotonic() + _LOCK_WITHIN
@@ -292,7 +313,9 @@ class RunExecution:
                 lighter = [run for run in others if run.weight < playbook.weight]
                 for run in lighter:
                     supersede(tx, run.id, playbook.name)
-                if others and playbook.stages[rung].safe and len(lighter) == len(others):
+                stopping = [run for run in others if run.safe and run.rung == 0]
+                gone = {run.id for run in (*lighter, *stopping)}
+                if others and playbook.stages[rung].safe and len(gone) == len(others):
                     tx.runs.take_over(self._run.id, locks)
                     others = ()
             if not others:
