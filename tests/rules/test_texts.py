@@ -52,12 +52,12 @@ def test_says_the_value_the_card_and_the_host(binaries, tmp_path):
     assert f"{NAME} GPU-1 on host-a is at 91 °C" in text
 
 
-def test_a_failing_store_promises_no_stop_for_heat(binaries, tmp_path):
-    """Nothing is begun that cannot be recorded first; on-call has to know that it is alone."""
+def test_a_failing_store_promises_a_stop_for_heat_and_no_more(binaries, tmp_path):
+    """Nothing else is begun that cannot be recorded first; on-call has to know that it is alone."""
     labels = '{job="gpu-remediator",instance="host-a"}'
     failing = once("RemediatorStorageFailing", (f"remediator_storage_failing{labels}", 1))
     text = rendered(binaries, tmp_path, failing)
-    assert "begins no new action, not even a stop for heat. Undoing goes on." in text
+    assert "begins no new action but a stop for heat. Undoing goes on." in text
 
 
 @pytest.mark.parametrize(
