@@ -66,7 +66,7 @@ def told_once(bench: Bench) -> None:
     assert bench.audit_holds()
     assert not bench.store.emergency.path.exists()
     bench.fire(SHUTDOWN)
-    bench.pass_time(200)
+    bench.pass_time(40)
     assert calls(bench) == ["stop 1001"]
     assert len(bench.runs) == 1
     assert len(bench.events("emergency")) == 1
@@ -147,7 +147,7 @@ def test_every_gate_and_the_evidence_still_count(make_bench: Make, why: str) -> 
             tx.set_meta(PAUSED, "a person")
     fail(bench)
     refused(bench)
-    bench.pass_time(60)
+    bench.pass_time(10)
     assert calls(bench) == []
 
 
@@ -194,7 +194,7 @@ def test_nothing_else_that_is_destructive_is_begun(bench: Bench) -> None:
     bench.managers["ollama"].die()
     bench.fire("LLMServiceDown", service="ollama")
     fail(bench)
-    bench.pass_time(120)
+    bench.pass_time(30)
     assert calls(bench) == []
 
 
