@@ -66,13 +66,14 @@ def call(
     timeout: float,
     body: Mapping[str, Any] | None = None,
     token: str | None = None,
+    headers: Mapping[str, str] | None = None,
     access: Access | None = None,
     max_bytes: int = MAX_BYTES,
 ) -> Answer:
     """One request; `timeout` in seconds holds for connecting, for the headers, and for it all.
 
     An answer may have `max_bytes` bytes. With a `token` the login of `access` is not sent: both
-    would be the same header.
+    would be the same header. `headers` are sent beside these.
 
     Raises:
         ServiceRefused: nothing listens there.
@@ -90,7 +91,7 @@ def call(
                 timeout=timeout,
                 allow_redirects=False,
                 stream=True,
-                **_shown(token, access or Access()),
+                **_shown(token, access or Access(), headers or {}),
             ) as response:
                 return Answer(response.status_code, _read(response, deadline, max_bytes))
     except (requests.Timeout, urllib3.exceptions.ReadTimeoutError, TimeoutError):
@@ -106,8 +107,8 @@ def call(
         raise ServiceError(f"the request failed: {error}") from None
 
 
-def _shown(token: str | None, access: Access) -> dict[str, Any]:
-    headers = {"Accept": "application/json"}
+def _shown(token: str | None, access: Access, more: Mapping[str, str]) -> dict[str, Any]:
+    headers = {"Accept": "application/json", **more}
     if token:
         headers["Authorization"] = f"Bearer {token}"
     return {

@@ -7,9 +7,23 @@ import pkgutil
 
 from remediator.config import ServiceConfig, Timing
 from remediator.config.strict import build, one_of
-from remediator.services.base import LoadedModel, ServiceDriver, ServiceProbe
+from remediator.services.base import (
+    Capabilities,
+    Capability,
+    LoadedModel,
+    ServiceDriver,
+    ServiceProbe,
+)
 
-__all__ = ["LoadedModel", "ServiceDriver", "ServiceProbe", "create", "names"]
+__all__ = [
+    "Capabilities",
+    "Capability",
+    "LoadedModel",
+    "ServiceDriver",
+    "ServiceProbe",
+    "create",
+    "names",
+]
 
 
 def names() -> tuple[str, ...]:

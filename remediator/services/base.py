@@ -1,13 +1,43 @@
 """The contract of an LLM server driver: how one kind of server is asked, loaded and tested.
 
-What a server cannot say is None, never a guess. Starting and stopping belongs to the service's
-process manager.
+What a server cannot say is None, never a guess, and what it cannot do at all its driver says in
+`capabilities`. Starting, stopping and restarting belong to the service's process manager; draining
+is waiting until nothing is in work, for no driver keeps new requests away.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal, Protocol
+
+Able = Literal["yes", "partly", "no"]
+
+
+@dataclass(frozen=True)
+class Capability:
+    """Whether a driver can do one thing, and how, or why not, in a sentence for a person."""
+
+    able: Able
+    how: str
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What can be had of one server as it is configured; `partly` says on what it depends.
+
+    `models`: which are loaded. `demand`: how many requests run and wait. `progress`: a counter that
+    moves while requests are worked on. `load`: to load a model that is not there, or only to wait
+    for it (partly). `free_memory`: to give GPU memory back while it runs. `drain`: to see that
+    nothing is in work. `canary`: to be asked one small request.
+    """
+
+    models: Capability
+    demand: Capability
+    progress: Capability
+    load: Capability
+    free_memory: Capability
+    drain: Capability
+    canary: Capability
 
 
 @dataclass(frozen=True)
@@ -30,7 +60,8 @@ class ServiceProbe:
     `state`: `ready` answers; `loading` is coming up; `sleeping` was put to sleep on purpose;
     `refused` nothing listens; `dead` listens, and says that what does the work has died; `silent`
     listens but does not answer in time (busy or stuck, not down); `error` answers with a failure.
-    Demand and progress are None where the server has no such number.
+    Demand and progress are None where the server has no such number. `gpus_asked` is the sum of the
+    shares of a GPU that it is to give to its replicas, where it deals in such shares.
     """
 
     state: Literal["ready", "loading", "sleeping", "refused", "dead", "silent", "error"]
@@ -39,6 +70,7 @@ class ServiceProbe:
     requests_running: int | None = None
     requests_waiting: int | None = None
     progress: float | None = None
+    gpus_asked: float | None = None
 
     @property
     def is_up(self) -> bool:
@@ -57,7 +89,14 @@ class ServiceDriver(Protocol):
     """Asks one server, at one endpoint; every call has a deadline."""
 
     kind: str
-    can_unload: bool
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What it can and cannot do; asks nobody."""
+
+    @property
+    def can_unload(self) -> bool:
+        """Whether `unload` gives GPU memory back, as far as is known now."""
 
     def probe(self) -> ServiceProbe:
         """Ask the server how it is; never raises and never loads anything."""

@@ -21,7 +21,7 @@ from remediator.errors import ServiceError, ServiceRefused, ServiceTimeout
 from remediator.services._calls import Deadline, api_key, count, key_hint, message
 from remediator.services._canaries import OneAtATime
 from remediator.services._prometheus import read_samples, total
-from remediator.services.base import LoadedModel, ServiceProbe
+from remediator.services.base import Capabilities, Capability, LoadedModel, ServiceProbe
 from remediator.waiting import wait_until
 
 _RUNNING = "llamacpp:requests_processing"
@@ -32,6 +32,18 @@ _NAMES = frozenset((_RUNNING, _WAITING, _PROGRESS))
 # What the engine made is cut off in the middle of a character: not nice, but it made it.
 _CUT_OFF = "The model produced output that does not match"
 _POLL = 0.2
+_NOT_READ = Capability("no", "options.metrics is false: neither /metrics nor /slots is read")
+_CAPABILITIES = Capabilities(
+    models=Capability("yes", "/v1/models, or what a router says is loaded"),
+    demand=Capability("partly", "with --metrics; without, only what runs is known, from /slots"),
+    progress=Capability("partly", "decoded batches, with --metrics"),
+    load=Capability("partly", "a router loads it; another server is waited for, and woken"),
+    free_memory=Capability(
+        "partly", "a router ends a model's process once no request uses it; another server cannot"
+    ),
+    drain=Capability("yes", "waits until no request runs; new ones still come in"),
+    canary=Capability("yes", "one token, or one embedding, of a model that is loaded"),
+)
 
 
 @dataclass(frozen=True)
@@ -81,6 +93,13 @@ class LlamaCpp:
         self._embeds = options.canary == "embedding"
         self._canaries = OneAtATime()
         self._router: bool | None = None
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What it can; without metrics neither demand nor progress is known."""
+        if self._metrics:
+            return _CAPABILITIES
+        return replace(_CAPABILITIES, demand=_NOT_READ, progress=_NOT_READ, drain=_NOT_READ)
 
     @property
     def can_unload(self) -> bool:

@@ -17,12 +17,22 @@ from remediator.clock import SystemClock
 from remediator.config import Timing
 from remediator.errors import ServiceError, ServiceRefused, ServiceTimeout
 from remediator.services._canaries import OneAtATime
-from remediator.services.base import LoadedModel, ServiceProbe
+from remediator.services.base import Capabilities, Capability, LoadedModel, ServiceProbe
 
 _UNLOAD_POLL = 0.2
 # An error of a runner can hold a page of its log; this goes into sentences and the audit.
 _MAX_ERROR = 500
 _SHORTEST_CALL = 0.05
+
+_CAPABILITIES = Capabilities(
+    models=Capability("yes", "GET /api/ps lists what is loaded, with its size"),
+    demand=Capability("no", "Ollama has no metrics"),
+    progress=Capability("no", "Ollama has no metrics; a canary tells whether it answers"),
+    load=Capability("yes", "an empty prompt loads a model, and /api/ps must list it then"),
+    free_memory=Capability("yes", "keep_alive 0 unloads a model once no request uses it"),
+    drain=Capability("no", "it does not say what is in work"),
+    canary=Capability("yes", "one token of a model that is loaded"),
+)
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,7 @@ class Ollama:
 
     kind = "ollama"
     can_unload = True
+    capabilities = _CAPABILITIES
 
     def __init__(self, endpoint: str, probe_timeout: float) -> None:
         self._endpoint = endpoint.rstrip("/")

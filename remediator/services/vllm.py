@@ -6,10 +6,9 @@ What the engine does is in its metrics, which `--disable-log-stats` takes away.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from prometheus_client.samples import Sample
 
@@ -17,11 +16,11 @@ from remediator import http
 from remediator.clock import SystemClock
 from remediator.config import Timing
 from remediator.errors import ServiceError, ServiceRefused, ServiceTimeout
-from remediator.services._calls import Deadline, api_key, count, key_hint, message
+from remediator.services._calls import Deadline, api_key, count
 from remediator.services._canaries import OneAtATime
+from remediator.services._openai import Canary, ask, models_in, wait_until_served
 from remediator.services._prometheus import read_samples, total
-from remediator.services.base import LoadedModel, ServiceProbe
-from remediator.waiting import wait_until
+from remediator.services.base import Capabilities, Capability, ServiceProbe
 
 _RUNNING = "vllm:num_requests_running"
 _WAITING = "vllm:num_requests_waiting"
@@ -33,7 +32,17 @@ _PROGRESS = (
     "vllm:iteration_tokens_total_count",
 )
 _NAMES = frozenset((_RUNNING, _WAITING, _SLEEP_STATE, *_PROGRESS))
-_LOAD_POLL = 0.5
+_CAPABILITIES = Capabilities(
+    models=Capability("yes", "GET /v1/models: those that it was started with"),
+    demand=Capability("yes", "from /metrics, unless it runs with --disable-log-stats"),
+    progress=Capability("yes", "tokens and engine steps, unless --disable-log-stats"),
+    load=Capability("partly", "waits until it serves what it was started with; no other model"),
+    free_memory=Capability(
+        "no", "its memory is allocated once, at the start; /reset_prefix_cache frees none of it"
+    ),
+    drain=Capability("yes", "waits until no request runs; new ones still come in"),
+    canary=Capability("yes", "one token, or one embedding"),
+)
 
 
 @dataclass(frozen=True)
@@ -62,6 +71,7 @@ class Vllm:
 
     kind = "vllm"
     can_unload = False
+    capabilities = _CAPABILITIES
 
     def __init__(
         self, endpoint: str, probe_timeout: float, api_key: str | None, *, embeds: bool
@@ -94,7 +104,7 @@ class Vllm:
             return ServiceProbe("error", f"GET /health answered HTTP {health.status}")
         engine = self._engine(left)
         try:
-            models = self._models(left)
+            models = models_in(self._get("/v1/models", left), "vLLM", self._api_key)
         except ServiceTimeout as error:
             return replace(engine, state="silent", detail=f"GET /v1/models: {error}")
         except ServiceError as error:
@@ -106,20 +116,7 @@ class Vllm:
 
     def load(self, model: str, timeout: float) -> None:
         """Wait until it serves `model`: it loads its models when it starts, and no others."""
-        probes = [self.probe()]
-
-        def answers() -> bool:
-            probes[0] = self.probe()
-            return probes[0].state == "ready"
-
-        if not wait_until(SystemClock(), timeout, answers, poll=_LOAD_POLL):
-            raise ServiceTimeout(f"the server is not ready to serve {model}: {probes[0].detail}")
-        served = [loaded.name for loaded in probes[0].models]
-        if model not in served:
-            names = ", ".join(served) or "no model"
-            raise ServiceError(
-                f"it serves {names}, not {model}; vLLM loads only what it is started with"
-            )
+        wait_until_served(self.probe, model, "vLLM", timeout)
 
     def unload(self, model: str, timeout: float) -> None:  # noqa: ARG002 - the contract
         """There is no such thing: memory is allocated once, at the start."""
@@ -129,22 +126,10 @@ class Vllm:
         """One token, or one embedding; never two canaries at once."""
         clock = SystemClock()
         started = clock.monotonic()
-        path, body, key = "/v1/completions", {"prompt": "ping", "max_tokens": 1}, "choices"
-        if self._embeds:
-            path, body, key = "/v1/embeddings", {"input": "ping"}, "data"
+        what: Canary = "embedding" if self._embeds else "completion"
         with self._canaries.wait(timeout) as left:
-            answer = self._post(path, {"model": model, **body}, left)
-        if answer.status != 200:
-            why = f"the canary failed (HTTP {answer.status}): {message(answer)}"
-            raise ServiceError(why + key_hint(self._api_key, answer.status))
-        raw = answer.json()
-        if not isinstance(raw, dict) or not raw.get(key):
-            raise ServiceError("the canary was not answered as vLLM does")
+            ask(self._endpoint, model, what, "vLLM", timeout=left, key=self._api_key)
         return clock.monotonic() - started
-
-    def _post(self, path: str, body: Mapping[str, Any], timeout: float) -> http.Answer:
-        url = self._endpoint + path
-        return http.call("POST", url, timeout=timeout, body=body, token=self._api_key)
 
     def _get(self, path: str, left: Deadline) -> http.Answer:
         return http.call(
@@ -174,19 +159,6 @@ class Vllm:
             requests_waiting=None if waiting is None else int(waiting),
             progress=sum(known) if known else None,
         )
-
-    def _models(self, left: Deadline) -> tuple[LoadedModel, ...]:
-        answer = self._get("/v1/models", left)
-        if answer.status != 200:
-            why = f"GET /v1/models answered HTTP {answer.status}"
-            raise ServiceError(why + key_hint(self._api_key, answer.status))
-        raw = answer.json()
-        data = raw.get("data") if isinstance(raw, dict) else None
-        if not isinstance(data, list) or not all(isinstance(one, dict) for one in data):
-            raise ServiceError("GET /v1/models did not answer as vLLM does")
-        # An adapter has a parent, and comes and goes with requests of others.
-        names = [one.get("id") for one in data if one.get("parent") is None]
-        return tuple(LoadedModel(name, None) for name in names if isinstance(name, str) and name)
 
     def _paused(self, left: Deadline) -> str | None:
         """Whether somebody paused it or sent it to sleep; only a server in dev mode can tell."""
