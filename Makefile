@@ -14,7 +14,10 @@ MATRIX_SECONDS ?= 300
 # In CI, on a machine whose other guests nobody knows, what failed is tried once more, and that is said.
 AGAIN = test -n "$$CI" && echo "FAILED; in CI what failed is tried once more:" && $(PYTEST) --last-failed
 
-.PHONY: up test lint unit e2e e2e-matrix real-drivers real-images bench lock clean help
+# Which part of the whole a bounded sweep takes: the same each time, so that only a change can fail it.
+SEED ?= 1
+
+.PHONY: up test lint unit e2e e2e-matrix sweeps fault-sweep crash-sweep fuzz soak real-drivers real-images bench lock clean help
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,8 +40,32 @@ e2e-matrix: $(VENV)/.ready-dev ## the same with the Prometheus and Alertmanager 
 	then set -x; export STACK_SUITE=sid; timeout --kill-after=60 $(MATRIX_SECONDS) $(PYTEST) tests/e2e || { $(AGAIN) tests/e2e; }; \
 	else echo "SKIPPED: the end-to-end tests on sid, which moves, and cannot be had now"; fi
 
+sweeps: $(VENV)/.ready-dev ## the four below, bounded: a minute or less each; SEED=N takes other cases; CI runs it
+	$(BIN)/python -m tests.exporter.fault_sweep --seconds 45 --seed $(SEED)
+	$(BIN)/python -m tests.exporter.soak --seconds 60 --seed $(SEED)
+	$(BIN)/python -m tests.remediator.crash_sweep --points 300
+	$(BIN)/python -m tests.remediator.schedules --count 1000 --seed $(SEED)
+	$(BIN)/python -m tests.remediator.fuzz_webhook --count 20000 --seed $(SEED)
+
+fault-sweep: $(VENV)/.ready-dev ## every NVML function with every error, or hung, at every time, on every card; an hour
+	$(BIN)/python -m tests.exporter.fault_sweep
+
+crash-sweep: $(VENV)/.ready-dev ## the remediator killed, or its disk failing, at every write and step of every playbook
+	$(BIN)/python -m tests.remediator.crash_sweep
+	$(BIN)/python -m tests.remediator.audit_sweep
+
+fuzz: $(VENV)/.ready-dev ## a million payloads, 10,000 schedules of deliveries, the API against its document; half an hour
+	$(BIN)/python -m tests.remediator.schedules --count 10000
+	$(BIN)/python -m tests.remediator.fuzz_webhook --count 1000000
+	SCHEMATHESIS_EXAMPLES=200 $(BIN)/python -m pytest tests/remediator/edge/test_schemathesis.py
+	HELPER_FUZZ=1000000 $(BIN)/python -m pytest tests/remediator/helper/test_protocol.py -k whatever
+
+soak: $(VENV)/.ready-dev ## the exporter under scrapes and faults for ten minutes: nothing of it may grow
+	$(BIN)/python -m tests.exporter.soak
+
 real-drivers: $(VENV)/.ready-dev ## the process managers on a real Podman, and systemd in SYSTEMD_TEST_ROOT; as root
-	REAL_DRIVERS=1 $(BIN)/python -m pytest tests/remediator/drivers
+	REAL_DRIVERS=1 $(BIN)/python -m pytest tests/remediator/drivers tests/exporter/test_container_names.py \
+		tests/remediator/helper/test_systemd_real.py
 
 real-images: $(VENV)/.ready-dev ## the images and the Compose stack on a real Podman; ten minutes, as root
 	REAL_IMAGES=$${REAL_IMAGES:-1} $(BIN)/python -m pytest tests/deploy/test_images_real.py
@@ -51,6 +78,10 @@ lint: $(VENV)/.ready-dev ## style, types and import rules
 
 bench: $(VENV)/.ready-dev ## the figures of docs/benchmarks.md; minutes, on an idle machine
 	$(BIN)/python -m benchmarks.scrape
+	$(BIN)/python -m benchmarks.linear
+	$(BIN)/python -m benchmarks.hung
+	$(BIN)/python -m benchmarks.slow_clients
+	$(BIN)/python -m benchmarks.storm
 	$(BIN)/python -m benchmarks.reaction
 
 lock: $(VENV)/.ready-dev ## rewrite the lock files from pyproject.toml

@@ -19,7 +19,7 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 MERGED = "emergency_merged"
-_RUNTIME = Path("/run/gpu-remediator")
+_RUNTIME = Path("/run/gpu-remediator-emergency")
 _FILE = "emergency.jsonl"
 
 

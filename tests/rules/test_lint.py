@@ -42,6 +42,7 @@ LABELS = {
     "GPUExporterDown": {("critical", "false", "now")},
     "GPUExporterStale": {("critical", "false", "now")},
     "GPUPolicyMissing": {("warning", "false", "never")},
+    "RemediatorAuditAnchorFailing": {("critical", "false", "now")},
     "ConfigReloadFailed": {("warning", "false", "never")},
     "WebCertificateExpiresSoon": {("warning", "false", "never")},
     "WebCertificateExpires": {("critical", "false", "now")},
