@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import selectors
 import signal
 import subprocess
 import tempfile
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from remediator.clock import SystemClock
 from remediator.errors import ManagerError, OutcomeUnknown
 
 OUTPUT_CAP = 64 * 1024
@@ -70,6 +72,71 @@ def run(argv: Sequence[str], *, timeout: float) -> Result:
                 _children.append(process)
             raise OutcomeUnknown(f"{argv[0]} did not end within {timeout:g} s") from None
         return Result(process.returncode, _head(out), _head(err))
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """The beginning of what a process wrote; `cut` where it had more to write, and was ended."""
+
+    returncode: int
+    stdout: bytes
+    stderr: str
+    cut: bool
+
+
+def read_some(argv: Sequence[str], *, timeout: float, limit: int) -> Beginning:
+    """Run `argv`, which only reads, until it ends or has written `limit` bytes.
+
+    Raises:
+        ManagerError: the program could not be started.
+        OutcomeUnknown: it did not end within `timeout` seconds.
+    """
+    with tempfile.TemporaryFile() as err:
+        try:
+            process = subprocess.Popen(
+                list(argv),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=err,
+                env=environment(),
+                cwd="/",
+                start_new_session=True,
+                close_fds=True,
+            )
+        except OSError as error:
+            raise ManagerError(f"cannot run {argv[0]}: {error.strerror}") from None
+        with process.stdout as pipe:  # type: ignore[union-attr]
+            output, timely = _read_pipe(pipe.fileno(), timeout, limit)
+        cut = len(output) >= limit
+        # With its pipe closed it ends by itself as soon as it writes.
+        if cut or not timely:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(2.0)
+        except subprocess.TimeoutExpired:
+            _children.append(process)
+            timely = False
+        if not timely:
+            raise OutcomeUnknown(f"{argv[0]} did not end within {timeout:g} s")
+        return Beginning(process.returncode, output, _head(err), cut)
+
+
+def _read_pipe(pipe: int, timeout: float, limit: int) -> tuple[bytes, bool]:
+    """What comes through it, at most `limit` bytes; whether its end or that came in time."""
+    clock = SystemClock()
+    deadline = clock.monotonic() + timeout
+    output = bytearray()
+    with selectors.DefaultSelector() as selector:
+        selector.register(pipe, selectors.EVENT_READ)
+        while len(output) < limit:
+            if not selector.select(max(0.0, deadline - clock.monotonic())):
+                return bytes(output), False
+            data = os.read(pipe, min(OUTPUT_CAP, limit - len(output)))
+            if not data:
+                break
+            output += data
+    return bytes(output), True
 
 
 def spawn_detached(

@@ -8,9 +8,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from remediator.config.strict import build, named
+from remediator.managers._server_log import Logged, LogLine, LogPage, ServerLog
 from remediator.managers.base import Context, ProcessIdentity, ProcessManager, ProcessStatus
 
-__all__ = ["Context", "ProcessIdentity", "ProcessManager", "ProcessStatus", "create", "names"]
+__all__ = [
+    "Context",
+    "LogLine",
+    "LogPage",
+    "Logged",
+    "ProcessIdentity",
+    "ProcessManager",
+    "ProcessStatus",
+    "ServerLog",
+    "create",
+    "names",
+]
 
 
 def names() -> tuple[str, ...]:

@@ -25,6 +25,8 @@ from remediator.clock import Clock
 from remediator.config.strict import Seconds
 from remediator.errors import ConfigError, ManagerError
 from remediator.managers import _unix_http
+from remediator.managers._container_log import ContainerLog
+from remediator.managers._server_log import ServerLog
 from remediator.managers.base import Context, ProcessIdentity, ProcessStatus, State
 from remediator.waiting import wait_until
 
@@ -219,6 +221,26 @@ class Docker:
         stop = f"POST /containers/{self.unit}/stop?t={round(self._options.stop_timeout)}"
         start = f"POST /containers/{self.unit}/start"
         return {"start": start, "stop": stop}.get(verb, f"{stop}, then {start}")
+
+    def log(self) -> ServerLog:
+        """What the container wrote, as its engine keeps it."""
+        return ContainerLog(self.unit, self._log)
+
+    def _log(self, query: str, limit: int) -> bytes:
+        path = f"/containers/{self._inspect(self.unit).id}/logs?{query}"
+        connection = _unix_http.connection(self._options.url, self._options.timeout)
+        try:
+            connection.request("GET", path, headers={"Host": "localhost"})
+            response = connection.getresponse()
+            data = response.read(limit)
+        except (OSError, http.client.HTTPException) as error:
+            raise ManagerError(f"the engine at {self._options.url}: {error}") from None
+        finally:
+            connection.close()
+        if response.status != 200:
+            said = data.decode("utf-8", "replace").strip()[:_MAX_SENTENCE]
+            raise ManagerError(f"the engine does not give the log of {self.unit}: {said}")
+        return data
 
     def _request(
         self, verb: Literal["start", "stop"], container: str, timeout: float, query: str = ""

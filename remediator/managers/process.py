@@ -22,7 +22,9 @@ import psutil
 from remediator import runner
 from remediator.config.strict import Seconds
 from remediator.errors import ConfigError, ManagerError
+from remediator.managers._file_log import FileLog
 from remediator.managers._kernel_kills import PROCFS, DeathWatch
+from remediator.managers._server_log import ServerLog
 from remediator.managers.base import Context, ProcessIdentity, ProcessStatus, identity_from
 from remediator.waiting import wait_until
 
@@ -144,6 +146,10 @@ class PlainProcess:
         return {"start": f"run: {command}", "stop": "SIGTERM to the process of " + command}.get(
             verb, f"SIGTERM, then run: {command}"
         )
+
+    def log(self) -> ServerLog | None:
+        """What it writes, where a `log_file` keeps that."""
+        return None if self._options.log_file is None else FileLog(self._options.log_file)
 
     def _adopted(self, identity: ProcessIdentity) -> ProcessStatus:
         self._remember(identity)

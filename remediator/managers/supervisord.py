@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
+from xml.parsers.expat import ExpatError
 
 from remediator.config.strict import Seconds
 from remediator.errors import ConfigError, ManagerError
 from remediator.managers import _unix_http
 from remediator.managers._kernel_kills import PROCFS, DeathWatch
+from remediator.managers._server_log import ServerLog
+from remediator.managers._supervisor_log import SupervisorLog
 from remediator.managers.base import Context, ProcessIdentity, ProcessStatus, State
 from remediator.waiting import wait_until
 
@@ -25,6 +28,10 @@ _PORT = 9001
 _LOG_TAIL = 64 * 1024
 _FAULT_NOT_RUNNING = 70
 _FAULT_ALREADY_STARTED = 60
+_FAULTS_OF_A_FILE = (20, 30)  # NO_FILE, FAILED
+# What a program writes may hold bytes that XML may not; each is one byte, so that lengths stay.
+_NOT_XML = bytes(one if one >= 0x20 or one in b"\t\n" else 0x20 for one in range(256))
+_MAX_ANSWER = 4 * 1024 * 1024
 # process states of supervisor/states.py
 _STATES: dict[int, State] = {
     0: "stopped",
@@ -139,6 +146,18 @@ class Supervisord:
         )
         return ", ".join(f"supervisor.{call}({self.unit})" for call in calls)
 
+    def log(self) -> ServerLog:
+        """What the program writes to its standard output and standard error."""
+        return SupervisorLog(self.unit, self._log_call)
+
+    def _log_call(self, method: str, *arguments: Any) -> Any | None:
+        try:
+            return self._call(method, *arguments)
+        except _FaultError as error:
+            if error.code in _FAULTS_OF_A_FILE:
+                return None
+            raise
+
     def _was_sigkilled(self, identity: ProcessIdentity) -> bool | None:
         """What supervisord's own log says ended this process: its XML-RPC does not name a signal."""
         try:
@@ -161,7 +180,7 @@ class Supervisord:
                 return getattr(proxy.supervisor, method)(*arguments)
         except xmlrpc.client.Fault as fault:
             raise _FaultError(fault.faultCode, fault.faultString) from None
-        except (OSError, http.client.HTTPException, xmlrpc.client.Error) as error:
+        except (OSError, http.client.HTTPException, xmlrpc.client.Error, ExpatError) as error:
             raise ManagerError(f"supervisord at {self._options.url}: {error}") from None
 
 
@@ -181,3 +200,10 @@ class _Transport(xmlrpc.client.Transport):
         # Where the base class keeps it, so that closing the proxy closes the socket.
         self._connection = host, connection
         return connection
+
+    def parse_response(self, response: Any) -> Any:
+        """The answer, with blanks for the control characters that a log may hold."""
+        parser, target = self.getparser()
+        parser.feed(response.read(_MAX_ANSWER).translate(_NOT_XML))
+        parser.close()
+        return target.close()

@@ -15,6 +15,8 @@ from typing import Literal
 from remediator import runner
 from remediator.config.strict import Seconds
 from remediator.errors import ConfigError, ManagerError, OutcomeUnknown
+from remediator.managers._journal import Journal
+from remediator.managers._server_log import ServerLog
 from remediator.managers.base import Context, ProcessIdentity, ProcessStatus, State
 from remediator.waiting import wait_until
 
@@ -221,6 +223,11 @@ class Systemd:
         """The argv; a restart is a stop and a start, so that the stop is pinned to one process."""
         verbs = ("stop", "start") if verb == "restart" else (verb,)
         return ", then ".join(" ".join(self._argv(one)) for one in verbs)
+
+    def log(self) -> ServerLog | None:
+        """What the unit's processes wrote to the journal; journalctl is beside systemctl."""
+        journalctl = Path(self._systemctl).with_name("journalctl")
+        return Journal(self.unit, journalctl, self._timeout) if journalctl.is_file() else None
 
     def _argv(self, verb: str) -> list[str]:
         # Without --no-block a slow stop would outlive our own deadline inside systemctl.
