@@ -19,6 +19,7 @@ from itertools import groupby
 from typing import Any
 
 from exporter.backends import _nvml_errors as codes
+from exporter.backends._nvml_links import LinkTraffic
 from exporter.backends._nvml_processes import ProcessSamples
 from exporter.backends._nvml_reader import VALUE_TYPES, Call, Reader
 from exporter.readings import Spans
@@ -120,10 +121,11 @@ class SampleBuffer:
 
 
 class Buffers:
-    """The buffers of one GPU, and what is summed up from them."""
+    """The buffers of one GPU, and what is summed up from them and from its links."""
 
     def __init__(self) -> None:
         self.processes = ProcessSamples()
+        self.links = LinkTraffic()
         self._utilization = SampleBuffer()
         self._power = SampleBuffer()
         self._joules = 0.0

@@ -117,9 +117,9 @@ class NvmlDevice:
         self.handle = handle
         self._library = library
         self._reader = Reader(library.nvml, handle, _CALLS, library.environment)
-        self._nvlinks = _nvml_links.NvLinks(self._reader)
         self._info = self._describe(index, str(library.nvml.nvmlDeviceGetUUID(handle)))
         self._buffers = library.buffers.setdefault(self._info.uuid, Buffers())
+        self._nvlinks = _nvml_links.NvLinks(self._reader, self._buffers.links)
 
     @property
     def info(self) -> DeviceInfo:

@@ -117,10 +117,11 @@ def _ecc_errors(reader: Reader, fields: Mapping[int, float]) -> dict[str, dict[s
     """Tell the memories apart, or else give the sum: never both, so that a sum counts once."""
     errors = {}
     for severity, total in _ECC_TOTAL.items():
-        told = {memory: reader.read(f"ecc_{severity}_{memory}") for memory in _ECC_MEMORIES}
+        names = {memory: f"ecc_{severity}_{memory}" for memory in _ECC_MEMORIES}
+        told = {memory: reader.read(name) for memory, name in names.items()}
         if None not in told.values():
             errors[severity] = {memory: int(count) for memory, count in told.items()}
-        elif total in fields:
+        elif total in fields and not all(map(reader.has_told, names.values())):
             errors[severity] = {"all": int(fields[total])}
     return errors or None
 

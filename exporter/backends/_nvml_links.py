@@ -90,13 +90,47 @@ def pcie_traffic(reader: Reader) -> dict[str, int] | None:
     return {name: value * _KIB for name, value in read.items() if value is not None} or None
 
 
+class LinkTraffic:
+    """What went over links that count each for itself, summed up by field.
+
+    A link that was down may begin again from zero. The sum must not go back for it, since that
+    would look as if all of it had passed once more: it grows by what each link grows. For the same
+    reason it outlives the opened device, and is never taken from elsewhere meanwhile (`by_link`).
+
+    Attributes:
+        by_link: whether the links are asked one by one; None until one way has told something.
+    """
+
+    def __init__(self) -> None:
+        self.by_link: bool | None = None
+        self._last: dict[tuple[int, int], int] = {}
+        self._sums: dict[int, int] = {}
+
+    def add(self, found: Mapping[tuple[int, int], float]) -> dict[int, int]:
+        """Take counters by (field, link), and return the sums of the fields that are in it."""
+        begun = set(self._sums)
+        for (number, link), value in found.items():
+            count = int(value)
+            # What a link that is new had counted before is not of now.
+            last = self._last.get((number, link), count if number in begun else 0)
+            gain = count - last if count >= last else count
+            self._last[number, link] = count
+            self._sums[number] = self._sums.get(number, 0) + gain
+        return {number: self._sums[number] for number, _ in found}
+
+    def sums(self) -> dict[int, int]:
+        """Return all sums, for when no link is up that could add to them."""
+        return dict(self._sums)
+
+
 class NvLinks:
     """The NVLinks of one GPU: two batches of fields, whatever their number is."""
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: Reader, traffic: LinkTraffic) -> None:
+        """Read by `reader`; `traffic` is what was summed up before."""
         self._reader = reader
         self._kinds: Mapping[str, int] = _ERROR_FIELDS
-        self._traffic_of: dict[tuple[int, int], float] = {}
+        self._links_traffic = traffic
 
     def read(
         self, fields: Mapping[int, float]
@@ -114,10 +148,11 @@ class NvLinks:
         # A link that is down has no counters: that says nothing about when it is up again.
         found = self._reader.read_fields(wanted, remember=False)
         links = tuple(self._link(link, found) for link in range(count))
-        if any(link.up for link in links):
+        # A kind that could not be read this time is not one that there is not.
+        if any(link.up for link in links) and not self._reader.failures:
             told = {kind for link in links for kind in link.errors}
             self._kinds = {kind: one for kind, one in _ERROR_FIELDS.items() if kind in told}
-        return links, self._traffic() or self._traffic_by_link(links)
+        return links, self._traffic(links)
 
     def _link(self, link: int, found: Mapping[tuple[int, int], float]) -> NvLink:
         state = found.get((_STATE_FIELD, link))
@@ -130,7 +165,17 @@ class NvLinks:
         }
         return NvLink(link, None if state is None else int(state) in _UP_STATES, errors)
 
-    def _traffic(self) -> dict[str, int] | None:
+    def _traffic(self, links: tuple[NvLink, ...]) -> dict[str, int] | None:
+        told = None if self._links_traffic.by_link else self._traffic_of_all()
+        if told is not None:
+            self._links_traffic.by_link = False
+        elif self._links_traffic.by_link is not False:
+            told = self._traffic_by_link(links)
+            if told is not None:
+                self._links_traffic.by_link = True
+        return told
+
+    def _traffic_of_all(self) -> dict[str, int] | None:
         wanted = [(number, _ALL_LINKS) for number in _TRAFFIC_FIELDS.values()]
         found = self._reader.read_fields(wanted)
         return {
@@ -142,11 +187,9 @@ class NvLinks:
     def _traffic_by_link(self, links: tuple[NvLink, ...]) -> dict[str, int] | None:
         up = [link.link for link in links if link.up]
         wanted = [(number, link) for number in _LINK_TRAFFIC_FIELDS.values() for link in up]
-        # A link that goes down keeps what it had: a sum without it would look like a reset.
-        self._traffic_of |= self._reader.read_fields(wanted)
-        told = {number for number, _ in self._traffic_of}
+        # None that is up: a sum that stands still, and not one that is not known.
+        traffic = self._links_traffic
+        sums = traffic.add(self._reader.read_fields(wanted)) if up else traffic.sums()
         return {
-            name: sum(int(value) for (one, _), value in self._traffic_of.items() if one == number)
-            for name, number in _LINK_TRAFFIC_FIELDS.items()
-            if number in told
+            name: sums[number] for name, number in _LINK_TRAFFIC_FIELDS.items() if number in sums
         } or None

@@ -43,6 +43,7 @@ class Reader:
         self._environment = environment
         self._spelling: dict[str, int] = {}
         self._unsupported: set[str | Field] = set()
+        self._told: set[str] = set()
         self.failures: list[int] = []
         self.successes = 0
 
@@ -72,13 +73,22 @@ class Reader:
                     self._spelling[reading] = spelling + 1
                     continue
                 return self._failed(reading, error)
+            except UnicodeDecodeError:
+                # The binding's own, of a text that a broken card made up.
+                self.failures.append(codes.UNKNOWN)
+                return None
             self.successes += 1
+            self._told.add(reading)
             return value
         return None
 
     def supports(self, reading: str) -> bool:
         """Tell whether this GPU may have the reading: it has not said that it lacks it."""
         return reading not in self._unsupported
+
+    def has_told(self, reading: str) -> bool:
+        """Tell whether this GPU has the reading: it was read at least once."""
+        return reading in self._told
 
     def ask(self, reading: str, call: Call) -> Any:
         """Return what one call says, or None; for calls whose arguments change.

@@ -376,6 +376,32 @@ def test_an_older_card_falls_back_and_what_it_lacks_is_absent(nvml) -> None:
     assert nvml.calls.count(("nvmlDeviceGetMemoryErrorCounter", 0)) == 4
 
 
+def test_errors_of_a_memory_that_are_not_read_once_are_not_told_as_a_sum_beside_it(nvml) -> None:
+    nvml.fields.update({3: 5, 4: 1})
+    device = opened(nvml).devices[0]
+    apart = device.health().health.ecc_errors
+    assert all(set(memories) == {"dram", "sram"} for memories in apart.values())
+    nvml.errors["nvmlDeviceGetMemoryErrorCounter"] = 999
+    assert device.health().health.ecc_errors is None
+    nvml.errors.clear()
+    assert device.health().health.ecc_errors == apart
+
+
+def test_a_text_that_is_none_costs_only_itself(nvml) -> None:
+    # What the binding raises when a broken card makes up its name.
+    answer = nvml.answer
+
+    def garbled(name, handle, arguments):
+        if (name, handle) == ("nvmlDeviceGetName", 0):
+            return b"NVIDIA \xff".decode()
+        return answer(name, handle, arguments)
+
+    nvml.answer = garbled
+    found = opened(nvml)
+    assert [device.info.name for device in found.devices] == ["", "NVIDIA A100"]
+    assert found.failed == ()
+
+
 def test_a_card_that_tells_nothing_of_its_health_is_asked_once(nvml) -> None:
     nvml.fields = {}
     nvml.errors["nvmlDeviceGetMemoryErrorCounter"] = 3

@@ -177,6 +177,69 @@ def test_nvlink_5_counts_traffic_by_link(nvml) -> None:
     assert device.health().health.nvlink_bytes == {"transmit": 4001, "receive": 10_000}
 
 
+def test_traffic_by_link_never_goes_back_nor_grows_by_what_has_passed_before(nvml) -> None:
+    nvml.fields[91] = 3
+    for link in range(3):
+        nvml.scoped.update({(165, link): 1, (202, link): 5000, (204, link): 5000})
+    nvml.scoped[165, 2] = 0
+    clock = FakeClock()
+    backend = NvmlBackend(nvml, Environment(), clock)
+
+    def transmitted(device) -> int:
+        return device.health().health.nvlink_bytes["transmit"]
+
+    device = backend.open().devices[0]
+    assert transmitted(device) == 10_000
+    # Trained anew: it counts from zero, and so much has passed since.
+    nvml.scoped[202, 0] = 300
+    assert transmitted(device) == 10_300
+    # Up at last, with a counter of before; the driver is opened again meanwhile.
+    nvml.scoped[165, 2] = 1
+    backend.close()
+    device = backend.open().devices[0]
+    assert transmitted(device) == 10_300
+    nvml.scoped[202, 2] += 7
+    assert transmitted(device) == 10_307
+    for link in range(3):
+        nvml.scoped[165, link] = 0
+    assert transmitted(device) == 10_307, "nothing passes, which is known"
+
+
+def test_traffic_that_cannot_be_read_is_absent_and_is_not_taken_from_elsewhere(nvml) -> None:
+    nvml.fields[91] = 1
+    all_links = {(138, ALL_LINKS): 10, (139, ALL_LINKS): 20}
+    nvml.scoped.update(all_links | {(165, 0): 1, (202, 0): 1, (204, 0): 1})
+    device = device_of(nvml)
+    told = {"transmit": 10 * 1024, "receive": 20 * 1024}
+    assert device.health().health.nvlink_bytes == told
+    nvml.scoped.update(dict.fromkeys(all_links, -999))
+    assert device.health().health.nvlink_bytes is None
+    nvml.scoped.update(all_links)
+    assert device.health().health.nvlink_bytes == told
+
+
+def test_traffic_of_links_that_cannot_be_read_is_absent(nvml) -> None:
+    nvml.fields[91] = 1
+    counters = {(202, 0): 5, (204, 0): 6}
+    nvml.scoped.update(counters | {(165, 0): 1})
+    device = device_of(nvml)
+    assert device.health().health.nvlink_bytes == {"transmit": 5, "receive": 6}
+    nvml.scoped.update(dict.fromkeys(counters, -999))
+    assert device.health().health.nvlink_bytes is None
+    nvml.scoped.update(counters)
+    assert device.health().health.nvlink_bytes == {"transmit": 5, "receive": 6}
+
+
+def test_a_kind_of_error_that_fails_once_is_read_again(nvml) -> None:
+    nvml.fields[91] = 1
+    hopper_link(nvml, 0)
+    nvml.scoped[163, 0] = -999
+    device = device_of(nvml)
+    assert "crc" not in device.health().health.nvlinks[0].errors
+    nvml.scoped[163, 0] = 4
+    assert device.health().health.nvlinks[0].errors["crc"] == 4
+
+
 def test_a_link_that_is_down_has_no_counters_until_it_is_up(nvml) -> None:
     nvml.fields[91] = 3
     hopper_link(nvml, 0, state=2)
