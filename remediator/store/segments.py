@@ -77,7 +77,8 @@ def write(
     """Write the segment of `rows`, durably, and read it back.
 
     Raises:
-        StorageError: a record is not as it was written, or the disk does not hold the file.
+        StorageError: a record is not as it was written, the disk does not hold the file, or one in
+            its place holds what is nowhere else.
     """
     for seq, text, prev_mac, mac in rows:
         if mac not in {mac_of(one, seq, prev_mac, text.encode()) for one in keys}:
@@ -91,10 +92,8 @@ def write(
     path = folder / f"audit-{first[0]:012d}-{last[0]:012d}.jsonl"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for begins, _, orphan in files(folder):
-            if begins >= first[0]:
-                # Its records are still in the database: its writer died before it deleted them.
-                orphan.unlink()
+        for orphan in _orphans(folder, first[0], raw):
+            orphan.unlink()
         _put(path, raw)
         kept = path.read_bytes()
     except OSError as error:
@@ -103,6 +102,24 @@ def write(
         raise StorageError(f"the segment {path} does not hold what was written to it")
     digest = hashlib.sha256(raw).hexdigest()
     return Segment(first[0], last[0], first[2], last[3], path.name, digest)
+
+
+def _orphans(folder: Path, first: int, raw: bytes) -> list[Path]:
+    """Segments whose records are all in `raw` too: their writer died before it deleted them.
+
+    Raises:
+        StorageError: one holds others, which are nowhere else: of another chain, or of this one
+            before an older copy of the database was put back.
+    """
+    found = [path for begins, _, path in files(folder) if begins >= first]
+    for path in found:
+        lines = path.read_bytes().splitlines(keepends=True)
+        if len(lines) < 2 or not raw.startswith(b"".join(lines[:-1])):
+            raise StorageError(
+                f"the segment {path} holds records that are not in the database: none is moved. "
+                "Move the file away, and keep it"
+            )
+    return found
 
 
 def remove(connection: sqlite3.Connection, segment: Segment, now: float) -> None:

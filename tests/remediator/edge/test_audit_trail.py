@@ -311,6 +311,42 @@ def test_a_segment_whose_writer_died_is_written_anew(old: tuple[Path, FakeClock]
     assert verdict(then).broken_at is None
 
 
+def other_chain(folder: Path, clock: FakeClock) -> None:
+    """The database was lost, and a new one was begun beside the old one's segments."""
+    for name in ("remediator.db", "remediator.db-wal", "remediator.db-shm"):
+        (folder / name).unlink(missing_ok=True)
+    write(folder, 3, clock=clock)
+
+
+def restored(folder: Path, clock: FakeClock) -> None:
+    """A backup from before the segment's last records were written was put back."""
+    with tampering(folder) as raw:
+        raw.execute("DELETE FROM audit")
+        raw.execute("DROP TRIGGER audit_segments_no_delete")
+        raw.execute("DELETE FROM audit_segments")
+    put(folder, lines_of(segment_files(folder)[0])[:3])
+
+
+def lines_of(file: Path) -> Rows:
+    found = map(json.loads, file.read_text().splitlines()[:-1])
+    return [tuple(one[name] for name in COLUMNS.split(", ")) for one in found]
+
+
+@pytest.mark.parametrize("how", [other_chain, restored])
+def test_a_segment_whose_records_are_nowhere_else_is_never_removed(
+    old: tuple[Path, FakeClock], how: Callable[[Path, FakeClock], None]
+) -> None:
+    folder, clock = old
+    retire(folder, clock, 200 * DAY)
+    (file,) = segment_files(folder)
+    was = file.read_bytes()
+    how(folder, clock)
+    clock.advance(1000 * DAY)
+    with pytest.raises(StorageError, match="not in the database"):
+        retire(folder, clock, DAY)
+    assert file.read_bytes() == was
+
+
 # Keys
 
 
