@@ -147,16 +147,19 @@ class EmergencyStop:
 
     def _may_try(self, target: Target) -> bool:
         """Not what is done already, not again at once, and not on too many cards."""
-        now = self._world.clock.monotonic()
-        if now - self._tried.get(target.key, -_AGAIN_AFTER) < _AGAIN_AFTER:
-            return False
-        began = {":".join(one["target"]) for one in self._world.store.emergency.of("began")}
-        storm = why_too_many(began, target.key, self._world.config.limits)
-        if storm is not None:
-            log.critical("%s is not stopped while the store fails: %s", target.name, storm)
-            return False
-        self._tried[target.key] = now
-        return True
+        now, limits = self._world.clock.monotonic(), self._world.config.limits
+        with self._lock:
+            if now - self._tried.get(target.key, -_AGAIN_AFTER) < _AGAIN_AFTER:
+                return False
+            journaled = self._world.store.emergency.of("began")
+            # Several cards are looked at at once: who was let through may not be journaled yet.
+            began = {":".join(one["target"]) for one in journaled} | self._tried.keys()
+            storm = why_too_many(began, target.key, limits)
+            if storm is None:
+                self._tried[target.key] = now
+                return True
+        log.critical("%s is not stopped while the store fails: %s", target.name, storm)
+        return False
 
     def _began(self, target: Target) -> Mapping[str, Any] | None:
         wanted = [target.kind, target.name]

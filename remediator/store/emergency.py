@@ -18,7 +18,9 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-MERGED = "emergency_merged"
+MERGED = "emergency_merged:"
+"""Before the id of an entry that was taken over."""
+
 _RUNTIME = Path("/run/gpu-remediator-emergency")
 _FILE = "emergency.jsonl"
 
@@ -65,12 +67,6 @@ class EmergencyJournal:
     def of(self, what: str) -> list[Mapping[str, Any]]:
         """The entries of one kind."""
         return [entry for entry in self.entries if entry["what"] == what]
-
-    def after(self, merged: str | None) -> list[Mapping[str, Any]]:
-        """The entries behind the one that was taken over last."""
-        entries = self.entries
-        ids = [entry["id"] for entry in entries]
-        return entries[ids.index(merged) + 1 :] if merged in ids else entries
 
     def clear(self, taken: Sequence[Mapping[str, Any]]) -> None:
         """These have been taken over; what came meanwhile stays, and the file with it."""

@@ -279,11 +279,12 @@ class Store:
         kept, unreadable = self.emergency.entries, self.emergency.unreadable
         if self.take_over is None or not (kept or unreadable):
             return None
-        entries = self.emergency.after(tx.get_meta(MERGED))
+        # Each by itself: an entry may have been in memory only, and a file may be put back later.
+        entries = [one for one in kept if tx.get_meta(MERGED + one["id"]) is None]
         if entries or unreadable:
             self._merge(tx, self.take_over, entries, unreadable)
-        if entries:
-            tx.set_meta(MERGED, entries[-1]["id"])
+        for one in entries:
+            tx.set_meta(MERGED + one["id"], str(self._clock.now()))
         return kept
 
     def _merge(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import threading
 from collections.abc import Callable
 
 import pytest
 
+from remediator.engine.emergency import EmergencyStop
 from remediator.engine.gathering import PAUSED
 from remediator.errors import StorageError
 from remediator.store.inventory import HOLDER
@@ -134,6 +137,49 @@ def test_what_was_taken_over_is_not_taken_over_again(bench: Bench) -> None:
     assert not journal.exists()
 
 
+def test_what_was_taken_over_long_ago_is_not_taken_over_again(bench: Bench) -> None:
+    fail(bench)
+    refused(bench)
+    bench.pass_time(5)
+    journal = bench.store.emergency.path
+    copy = journal.with_name("copy")
+    shutil.copy(journal, copy)
+    told_once(bench)
+    # Another outage, taken over as well; then somebody puts the file of the first one back.
+    bench.store.emergency.append("undone", lease=7, target=["gpu", "x"], time=bench.clock.now())
+    bench.pass_time(5)
+    copy.rename(journal)
+    bench.restart()
+    bench.pass_time(5)
+    assert len(bench.runs) == 1
+    assert len(bench.events("emergency")) == 2
+    assert not journal.exists()
+
+
+def test_entries_of_which_the_file_has_only_the_first_are_taken_over_once(bench: Bench) -> None:
+    fail(bench)
+    refused(bench)
+    journal = bench.store.emergency
+    append, kept = journal.append, []
+
+    def then_the_disk_is_full(what: str, **more: object) -> None:
+        append(what, **more)
+        kept.append(journal.path.read_bytes())
+        journal.path.write_bytes(kept[0])
+
+    journal.append = then_the_disk_is_full
+    bench.pass_time(5)
+    assert len(kept) == 3
+    heal(bench)
+    bench.pass_time(5)
+    # A crash between the commit and the removal of the file.
+    journal.path.write_bytes(kept[0])
+    bench.restart()
+    bench.pass_time(5)
+    assert len(bench.runs) == 1
+    assert len(bench.events("emergency")) == 1
+
+
 @pytest.mark.parametrize("why", ["cool", "blind", "observe", "approve", "not allowed", "paused"])
 def test_every_gate_and_the_evidence_still_count(make_bench: Make, why: str) -> None:
     mode = why if why in ("observe", "approve") else "auto"
@@ -161,6 +207,38 @@ def test_more_hot_cards_than_the_breaker_allows_are_a_broken_sensor(make_bench: 
     bench.pass_time(10)
     began = [entry["target"][1] for entry in bench.store.emergency.of("began")]
     assert began == bench.uuids[:2]
+
+
+def test_hot_cards_that_are_looked_at_at_the_same_moment_are_counted(make_bench: Make) -> None:
+    bench = make_bench(services=("ollama",), gpus=4, limits={"breaker_targets": 2})
+    for card in bench.cards.values():
+        card.celsius = 91.0
+    fail(bench)
+    for uuid in bench.uuids:
+        refused(bench, uuid=uuid)
+    journal, at_once = bench.store.emergency, threading.Barrier(4)
+    append, threads = journal.append, []
+
+    def slow_disk(what: str, **more: object) -> None:
+        if what == "began":
+            with contextlib.suppress(threading.BrokenBarrierError):
+                at_once.wait(0.3)
+        append(what, **more)
+
+    journal.append = slow_disk
+
+    def submit(_: str, work: Callable[[], None]) -> None:
+        threads.append(threading.Thread(target=work))
+
+    emergency = EmergencyStop(bench.world, bench.evaluator, submit)
+    emergency._told = bench.emergency._told
+    emergency.tick()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(threads) == 4
+    assert len(journal.of("began")) == 2
 
 
 def test_silence_after_an_alert_that_was_not_stored_ends_it(bench: Bench) -> None:
