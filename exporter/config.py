@@ -12,8 +12,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-import yaml
-
 from exporter.errors import ConfigError
 from exporter.policy import (
     MemoryPolicy,
@@ -117,6 +115,8 @@ def load(path: Path | None) -> Config:
     """
     if path is None:
         return Config()
+    # Big, and without a file there is no use for it.
+    yaml = importlib.import_module("yaml")
     try:
         document = yaml.safe_load(path.read_bytes())
     except OSError as error:

@@ -1,7 +1,8 @@
-"""The table of Xid errors, `xids.yml`: code, severity, what to do, meaning, who contests it."""
+"""The table of Xid errors, `xids.json`: code, severity, what to do, meaning, who contests it."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -9,11 +10,9 @@ from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 
-import yaml
-
 from exporter.errors import ConfigError
 
-TABLE = Path(__file__).with_name("xids.yml")
+TABLE = Path(__file__).with_name("xids.json")
 
 
 class Severity(StrEnum):
@@ -59,7 +58,7 @@ class Xid:
 @cache
 def table() -> Mapping[int, Xid]:
     """Return the shipped table by code."""
-    return parse(TABLE.read_text())
+    return parse(TABLE.read_text("utf-8"))
 
 
 def critical() -> tuple[int, ...]:
@@ -71,7 +70,7 @@ def parse(text: str) -> Mapping[int, Xid]:
     """Read a table.
 
     Raises:
-        ConfigError: a row is not understood, or a code is in it twice.
+        ConfigError: it is not JSON, a row is not understood, or a code is in it twice.
     """
     found: dict[int, Xid] = {}
     try:
@@ -83,9 +82,9 @@ def parse(text: str) -> Mapping[int, Xid]:
                 str(row.get("meaning", "")),
                 str(row.get("contested", "")),
             )
-            for row in yaml.safe_load(text)["xids"]
+            for row in json.loads(text)["xids"]
         ]
-    except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ConfigError(f"the table of Xids is not understood: {error!r}") from error
     for row in rows:
         if row.xid in found:

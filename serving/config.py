@@ -7,13 +7,10 @@ the number 83.
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from serving.errors import ConfigError
 
@@ -84,19 +81,6 @@ class WebConfig:
     headers: Mapping[str, str] = field(default_factory=dict)
     users: Mapping[str, str] = field(default_factory=dict, repr=False)
     rate_limit: RateLimit | None = None
-
-
-class _Loader(yaml.BaseLoader):
-    """Text only, and no key twice: the second one would win in silence."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            name = str(key.value)
-            if name in seen:
-                raise ConfigError(f"{name}: stands there twice")
-            seen.add(name)
-        return super().construct_mapping(node, deep)
 
 
 class _Section:
@@ -188,13 +172,10 @@ def parse(text: bytes, folder: Path) -> WebConfig:
     Raises:
         ConfigError: with the path of the key. No message repeats a secret.
     """
-    try:
-        # BaseLoader makes nothing but text, lists and mappings.
-        document = yaml.load(text, _Loader)  # noqa: S506
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" (line {mark.line + 1})" if mark else ""
-        raise ConfigError(f"is not YAML{where}") from error
+    # Only here: where there is no such file, YAML need not be loaded.
+    from serving.text_yaml import load  # noqa: PLC0415
+
+    document = load(text)
     known = ("tls_server_config", "http_server_config", "basic_auth_users", "rate_limit")
     root = _Section(document or {}, "", known)
     return WebConfig(
@@ -288,5 +269,8 @@ def _mapping(value: Any, path: str) -> Mapping[str, Any]:
 
 
 def _nearest(name: str, known: tuple[str, ...]) -> str:
+    # Only here: most files have no such mistake.
+    from difflib import get_close_matches  # noqa: PLC0415
+
     near = get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean '{near[0]}'?" if near else f"; known here: {', '.join(known)}"

@@ -1,4 +1,4 @@
-"""The table of docs/xids.md, made from exporter/xids.yml: `python -m tests.xid_page` writes it anew."""
+"""The table of docs/xids.md, made from exporter/xids.json: `python -m tests.xid_page` writes it anew."""
 
 from __future__ import annotations
 

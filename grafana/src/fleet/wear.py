@@ -39,7 +39,7 @@ WEAR = Row(
         Table(
             title="Xid errors heard",
             description=(
-                "When each was heard of last, by its code. exporter/xids.yml says what each means"
+                "When each was heard of last, by its code. exporter/xids.json says what each means"
                 " and what to do; many are an application's."
             ),
             labels={"instance": "Instance", "gpu": "GPU", "name": "Card", "xid": "Xid"},
