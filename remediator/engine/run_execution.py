@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from remediator import playbooks as books
 from remediator.actions import Interrupted, Outcome, StepContext, changes_a_card
 from remediator.actions.base import Harmless
+from remediator.clock import boot_id
 from remediator.counters import Counters
 from remediator.engine.approval import why_not_as_approved
 from remediator.engine.gathering import supersede
@@ -47,6 +48,15 @@ def _read_plan(run: Run) -> tuple[tuple[PlannedStep, ...], str]:
         return books.from_journal(run.plan), ""
     except ConfigError as error:
         return (), f"its plan was made by another version: {error}"
+
+
+def _has_just_begun(world: World, run: Run) -> bool:
+    """Whether the evidence that the run was reserved on is fresh, whatever the clock says."""
+    age = world.clock.now() - run.created_at
+    asked_nobody = run.expires_at is None
+    fresh = 0 <= age <= world.config.timing.reading_max_age
+    # After a boot a clock without a battery may say what it said before.
+    return asked_nobody and fresh and run.boot_id == boot_id()
 
 
 def _sees_through(step: PlannedStep) -> bool:
@@ -88,8 +98,7 @@ class RunExecution:
             world, counters, run, self._plan, stops_for_heat=stops, pages=pages
         )
         # What was seen before a wait for approval or a restart is not evidence any more.
-        age = world.clock.now() - run.created_at
-        self._old_news = run.state != "reserved" or age > world.config.timing.reading_max_age
+        self._old_news = run.state != "reserved" or not _has_just_begun(world, run)
 
     def execute(self) -> None:
         """Carry the run on.

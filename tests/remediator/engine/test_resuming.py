@@ -46,6 +46,34 @@ def test_a_reserved_run_that_a_crash_delayed_looks_again(bench: Bench) -> None:
     assert bench.control.writes == []
 
 
+@pytest.mark.parametrize("clock", [0.0, -7200.0])
+def test_a_run_that_was_reserved_before_a_reboot_looks_again_whatever_the_clock_says(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, clock: float
+) -> None:
+    """A machine without a battery for its clock starts where it was, or long before."""
+    bench.card.heat_by_power(full=84.0, capped=76.0)
+    bench.fire("GPUTemperatureWarning")
+    bench.evaluate()
+    bench.clock.passed += clock
+    bench.card.celsius = 60.0
+    bench.restart()
+    monkeypatch.setattr("remediator.engine.run_execution.boot_id", lambda: "another", raising=False)
+    bench.execute()
+    assert (bench.run.state, bench.run.reason) == ("refused", "below_threshold")
+    assert bench.control.writes == []
+
+
+def test_a_clock_that_was_set_back_makes_no_evidence_fresh(bench: Bench) -> None:
+    bench.card.heat_by_power(full=84.0, capped=76.0)
+    bench.fire("GPUTemperatureWarning")
+    bench.evaluate()
+    bench.clock.passed -= 7200
+    bench.card.celsius = 60.0
+    bench.restart()
+    bench.execute()
+    assert (bench.run.state, bench.run.reason) == ("refused", "below_threshold")
+
+
 def test_a_reserved_run_that_a_crash_delayed_goes_on_when_it_is_still_so(bench: Bench) -> None:
     bench.card.heat_by_power(full=84.0, capped=76.0)
     bench.fire("GPUTemperatureWarning")
