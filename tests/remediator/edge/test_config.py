@@ -84,7 +84,7 @@ WRONG: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     ),
     "service driver like none": (
         {"services": [{**SERVICE, "driver": "zzz"}]},
-        ("services.ollama.driver must be one of llamacpp, ollama, vllm, not 'zzz'",),
+        ("services.ollama.driver must be one of llamacpp, ollama, ", "vllm, not 'zzz'"),
     ),
     "service gpu number": (
         {"services": [{**SERVICE, "gpus": [0]}]},
@@ -153,7 +153,7 @@ FILES: dict[str, tuple[bytes, str]] = {
     "not UTF-8": (b"mode: \xff", "not UTF-8"),
     "a list": (b"- mode", "mapping"),
     "empty": (b"", "state_dir"),
-    "no such date": (b"state_dir: 2026-99-99", "not YAML"),
+    "a date for a path": (b"state_dir: [2026-99-99]", "state_dir"),
     "deep": (b"[" * 3_000, "not YAML"),
     "a key twice": (b"state_dir: /x\nmode: auto\nmode: observe\n", "'mode'"),
     "a nested key twice": (b"state_dir: /x\nweb: {tokens: {}, tokens: {}}", "'tokens'"),

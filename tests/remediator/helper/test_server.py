@@ -56,6 +56,7 @@ def test_the_helper_itself_looks_between_which_limits_the_card_may_be_set(
 def test_another_user_is_refused_before_anything_is_read(
     serve: Callable[..., Running], cards: Cards, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     helper = serve(desk_of(None, cards), uid=os.geteuid() + 1)
     said = refused(lambda: helper.client().ask("set_power_limit", CARD, 320_000))
     assert said.startswith("ControlError: ")
