@@ -33,6 +33,7 @@ from remediator.engine.executor import Executor
 from remediator.engine.footprint_watch import FootprintWatch
 from remediator.engine.leases import LeaseKeeper
 from remediator.engine.oom_watch import OutOfMemoryWatch
+from remediator.engine.power_watch import PowerWatch
 from remediator.engine.prober import Prober
 from remediator.engine.progress_watch import ProgressWatch
 from remediator.engine.worker import Worker
@@ -189,8 +190,8 @@ def build(config: Config, clock: Clock, store: Store) -> Remediator:
     evaluator = Evaluator(world, books, counters)
     executor = Executor(world, books, counters)
     leases = LeaseKeeper(world, counters)
-    watchers = (ProgressWatch(world), FootprintWatch(world), OutOfMemoryWatch(world))
-    prober = Prober(world, watchers)
+    learning = (ProgressWatch(world), FootprintWatch(world), PowerWatch(world))
+    prober = Prober(world, (*learning, OutOfMemoryWatch(world)))
     intake = Intake(store, clock, counters, known_alerts=books.by_alert)
     worker = Worker(world, evaluator, executor, leases, prober, counters)
     return Remediator(

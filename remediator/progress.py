@@ -72,6 +72,16 @@ class ProgressLog:
         """It does not serve now, so that it stands still proves nothing."""
         self._tracks.pop(service, None)
 
+    def kept(self, service: str) -> Standing | None:
+        """What the kept looks show, as of the last one; None where there is none."""
+        track = self._tracks.get(service)
+        return None if track is None else track.standing
+
+    def age(self, service: str, now: float) -> float | None:
+        """How long ago the last kept look was, in seconds; `now` by the monotonic clock."""
+        track = self._tracks.get(service)
+        return None if track is None else now - track.last.at
+
     def standing(self, service: str, look: Look, max_gap: float) -> Standing:
         """What the kept looks and this new one show; keeps nothing."""
         return _follow(self._tracks.get(service), look, max_gap).standing

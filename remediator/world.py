@@ -15,6 +15,7 @@ from remediator.exporter_release import NoRelease, Release
 from remediator.gpu_control import GpuControl
 from remediator.gpu_reset import CardReset, NoReset
 from remediator.managers import ProcessManager
+from remediator.power import PowerLog
 from remediator.progress import ProgressLog
 from remediator.run_ages import Ages
 from remediator.services import ServiceDriver
@@ -86,6 +87,7 @@ class World:
     card_reset: CardReset = field(default_factory=lambda: NoReset("no reset is configured"))
     release: Release = field(default_factory=NoRelease)
     progress: ProgressLog = field(default_factory=ProgressLog)
+    power: PowerLog = field(default_factory=PowerLog)
     ages: Ages = field(default_factory=Ages)
     sightings: Sightings = field(default_factory=Sightings)
     _turn: threading.Lock = field(default_factory=threading.Lock, repr=False)

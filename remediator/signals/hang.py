@@ -7,15 +7,21 @@ from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from remediator.config.strict import Seconds
-from remediator.errors import ManagerError, NoEvidence, ServiceError, ServiceTimeout
+from remediator.errors import NoEvidence
+from remediator.hang_evidence import (
+    ask,
+    cards_of,
+    fault_of,
+    node_fault,
+    state_of,
+    status_of,
+    together,
+)
 from remediator.managers import ProcessStatus
 from remediator.policy.verdict import (
-    Canary,
-    CardEvidence,
     HangEvidence,
     Judgement,
     ServiceEvidence,
-    ServiceState,
     Verdict,
     judge,
     judge_service,
@@ -41,6 +47,7 @@ _UNKNOWN: tuple[Judgement, ...] = (
     "suspect",
     "loading",
     "device_fault",
+    "node_fault",
     "no_service",
     "unknown",
 )
@@ -71,8 +78,9 @@ class _Looked:
         verdict = judge_service(self.evidence, world.config.timing.stalled_after)
         if verdict.judgement not in verdicts or self.model is None:
             return self
-        canary = _canary(world, self.service, self.model)
-        return replace(self, evidence=replace(self.evidence, canary=canary))
+        stuck = verdict.judgement in _PRESENT
+        canary, says = ask(world, self.service, self.model, stands_still=stuck)
+        return replace(self, evidence=replace(self.evidence, canary=canary, canary_says=says))
 
 
 class Hang:
@@ -104,13 +112,15 @@ class Hang:
         used, total = reading.memory_used_bytes, reading.memory_total_bytes
         evidence = HangEvidence(
             fresh=reading.fresh(world.config.timing.reading_max_age),
-            fault=_fault(reading),
+            fault=fault_of(world, reading),
             saturated_seconds=reading.saturated_seconds,
             required_seconds=reading.saturation_seconds,
             processes=None if reading.processes is None else len(reading.processes),
             memory_ratio=None if used is None or not total else used / total,
             services=(),
             stalled_after=world.config.timing.stalled_after,
+            reading_age_seconds=reading.age_seconds,
+            node=node_fault(readings.values()),
         )
         verdict = judge(evidence)
         if verdict.judgement in ("ghost", "no_service"):
@@ -153,12 +163,13 @@ class Hang:
     def _look(self, world: World, service: Service, readings: Mapping[str, GpuReading]) -> _Looked:
         at = world.clock.monotonic()
         probe = service.driver.probe()
-        status = _status(service)
+        status = status_of(service)
         evidence = ServiceEvidence(
             name=service.name,
-            state=_state(world, service, probe, status),
+            state=state_of(world, service, probe, status),
             demand=probe.requests_in_flight,
-            cards=_cards(world, service, readings),
+            cards=cards_of(world, service, readings),
+            node=node_fault(readings.values()),
         )
         evidence = self._with_progress(world, service, evidence, _look_of(at, probe, status))
         return _Looked(service, evidence, next((model.name for model in probe.models), None))
@@ -169,6 +180,7 @@ class Hang:
         if look is None or evidence.state != "serving":
             return evidence
         standing = world.progress.standing(service.name, look, world.config.timing.probe_max_age)
+        age = world.progress.age(service.name, look.at)
         moved, unwatched = standing.moved, self._window - standing.still_seconds
         if moved is None or (moved == 0 and unwatched > 0):
             # So short a stop says nothing: between two tokens every counter stands still.
@@ -179,6 +191,8 @@ class Hang:
             progress_delta=moved,
             still_seconds=standing.still_seconds,
             demand_seconds=standing.demand_seconds,
+            look_age_seconds=age,
+            together=together(world, service, standing),
         )
 
 
@@ -192,61 +206,12 @@ def _finding(verdict: Verdict, sentence: str, data: Mapping[str, object]) -> Fin
         state,
         verdict.judgement,
         sentence,
-        {"verdict": verdict.judgement, **data},
-        needs_human=verdict.judgement == "suspect",
+        {"verdict": verdict.judgement, "allowed": verdict.allowed, **data},
+        needs_human=verdict.allowed == "page",
         services=verdict.services,
-        critical=state == "present",
+        certain=verdict.judgement == "node_fault",
+        critical=state == "present" or verdict.judgement == "node_fault",
     )
-
-
-def _fault(reading: GpuReading) -> str | None:
-    """What the driver says is wrong with the card; let go on request it is not."""
-    if reading.fault is not None and reading.fault != "released":
-        return reading.fault
-    action = reading.recovery_action
-    return None if action in (None, "none") else f"the driver asks for {action}"
-
-
-def _cards(world: World, service: Service, readings: Mapping[str, GpuReading]) -> CardEvidence:
-    mine = [reading for reading in readings.values() if service.uses(reading.uuid)]
-    missing = service.config.gpus != "all" and len(mine) < len(service.config.gpus)
-    fresh = [one.fresh(world.config.timing.reading_max_age) for one in mine]
-    ratios = [
-        reading.power_watts / reading.power_limit_watts
-        for reading in mine
-        if reading.power_watts is not None and reading.power_limit_watts
-    ]
-    return CardEvidence(
-        fault=next((fault for one in mine if (fault := _fault(one)) is not None), None),
-        readable=all(fresh) and not missing,
-        power_ratio=max(ratios) if ratios and len(ratios) == len(mine) else None,
-    )
-
-
-def _status(service: Service) -> ProcessStatus | None:
-    try:
-        return service.manager.status()
-    except ManagerError:
-        return None
-
-
-def _state(
-    world: World, service: Service, probe: ServiceProbe, status: ProcessStatus | None
-) -> ServiceState:
-    with world.store.reading() as tx:
-        if tx.inventory.service(service.name).held:
-            return "held"
-    if probe.state in ("loading", "sleeping"):
-        return probe.state
-    if probe.state == "ready":
-        return "serving"
-    if probe.state in ("silent", "error"):
-        return "silent"
-    identity = None if status is None else status.identity
-    if identity is None:
-        return "down"
-    young = abs(world.clock.now() - identity.started_at) < service.config.start_grace
-    return "loading" if young else "down"
 
 
 def _look_of(at: float, probe: ServiceProbe, status: ProcessStatus | None) -> Look | None:
@@ -259,13 +224,3 @@ def _moved_since(first: Look, service: Service) -> float | None:
     """How far the counter has gone since `first`; one that went back was restarted."""
     second = service.driver.probe().progress
     return None if second is None or second < first.progress else second - first.progress
-
-
-def _canary(world: World, service: Service, model: str) -> Canary:
-    try:
-        service.driver.canary(model, world.config.timing.canary_timeout)
-    except ServiceTimeout:
-        return "timed_out"
-    except ServiceError:
-        return "failed"
-    return "answered"

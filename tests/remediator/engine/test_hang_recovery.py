@@ -193,7 +193,7 @@ def test_without_engine_metrics_one_long_request_restarts_nothing(make_bench: Ma
     ollama.models = {"llama3:8b"}
     ollama.canary_error = ServiceTimeout("no answer")
     bench.fire("GPUHang")
-    bench.pass_time(200)
+    bench.pass_time(100)
     assert bench.decisions == ["defer:suspect"]
     assert bench.incident("GPUHang") is None
     go_on_firing(scene, 3600)

@@ -9,6 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from remediator.policy.verdict import (
+    ALLOWED,
     Canary,
     CardEvidence,
     HangEvidence,
@@ -18,16 +19,26 @@ from remediator.policy.verdict import (
     judge,
     judge_service,
 )
+from remediator.power import CardPower
 
 AFTER = 120.0
 STUCK = ("stalled", "hung")
 
 seconds = st.none() | st.floats(0, 1000)
+
+
+def power(idle: float | None = 0.0, below_busy: float | None = None) -> CardPower:
+    """A card that has drawn so little for so long; None where its bands are not learned."""
+    below = idle if below_busy is None else below_busy
+    return CardPower("GPU-0", 0.4, 100.0, 400.0, 80.0, 200.0, 60.0, idle, below)
+
+
 cards = st.builds(
     CardEvidence,
     fault=st.none() | st.just("timeout"),
     readable=st.booleans(),
     power_ratio=st.none() | st.floats(0, 1.2),
+    each=st.lists(st.builds(power, seconds, seconds), max_size=2).map(tuple),
 )
 service = st.builds(
     ServiceEvidence,
@@ -39,6 +50,8 @@ service = st.builds(
     demand=st.none() | st.integers(0, 9),
     demand_seconds=seconds,
     cards=cards,
+    together=st.just(()) | st.just(("other",)),
+    node=st.none() | st.just("none of the machine's 2 cards answers"),
 )
 hang_evidence = st.builds(
     HangEvidence,
@@ -50,6 +63,7 @@ hang_evidence = st.builds(
     memory_ratio=st.none() | st.floats(0, 1),
     services=st.lists(service, max_size=3).map(tuple),
     stalled_after=st.just(AFTER),
+    node=st.none() | st.just("the driver asks for a reboot"),
 )
 
 
@@ -66,15 +80,20 @@ def test_a_service_is_stuck_only_when_everything_proves_it(one: ServiceEvidence)
         assert verdict.services == ()
         return
     assert verdict.services == (one.name,)
-    assert one.state == "serving"
+    assert one.state in ("serving", "silent")
     assert not works(one)
-    assert one.demand != 0
-    assert one.still_seconds is not None
-    assert one.demand_seconds is not None
-    assert min(one.still_seconds, one.demand_seconds) >= AFTER
+    assert one.node is None
     assert one.cards.fault is None
     assert one.cards.readable
-    if (one.cards.power_ratio or 0) >= 0.35:
+    by_canary = one.canary == "failed" or (one.canary == "timed_out" and one.cards.idle)
+    counted = one.state == "serving" and one.still_seconds is not None
+    if not counted or one.demand == 0 or one.demand_seconds is None:
+        assert by_canary
+        return
+    assert min(one.still_seconds, one.demand_seconds) >= AFTER
+    assert not one.together
+    works_by_power = one.cards.learned or one.cards.power_ratio is not None
+    if works_by_power and not one.cards.low and one.canary != "failed":
         assert min(one.still_seconds, one.demand_seconds) >= 3 * AFTER
 
 
@@ -87,13 +106,18 @@ def test_proof_of_work_is_busy_for_a_server_that_is_up(one: ServiceEvidence) -> 
 @given(hang_evidence)
 def test_a_card_is_stuck_only_by_a_service_that_is(evidence: HangEvidence) -> None:
     verdict = judge(evidence)
-    stuck = [s.name for s in evidence.services if judge_service(s, AFTER).judgement in STUCK]
+    judged = {s: judge_service(s, AFTER).judgement for s in evidence.services}
+    stuck = [s.name for s in evidence.services if judged[s] in STUCK]
+    if "node_fault" in judged.values() or evidence.node is not None:
+        stuck = []
     readable = evidence.saturated_seconds is not None and evidence.required_seconds is not None
     looked = evidence.fresh and readable and evidence.fault is None
     saturated = looked and evidence.saturated_seconds >= evidence.required_seconds
     assert list(verdict.services) == (stuck if saturated else [])
     assert (verdict.judgement in STUCK) == bool(verdict.services)
-    if evidence.fault is None and not looked:
+    if evidence.node is not None:
+        assert verdict.judgement == "node_fault"
+    elif evidence.fault is None and not looked:
         assert verdict.judgement == "unknown"
     if verdict.judgement == "ghost":
         assert evidence.processes == 0
@@ -108,7 +132,7 @@ def test_a_busy_neighbour_refutes_utilisation_and_no_stall(
     alone = judge(evidence)
     beside = HangEvidence(**{**vars(evidence), "services": (*evidence.services, neighbour)})
     verdict = judge(beside)
-    if alone.judgement in STUCK:
+    if alone.judgement in (*STUCK, "node_fault"):
         assert verdict == alone
     else:
         assert verdict.judgement not in (*STUCK, "suspect", "ghost")
@@ -120,6 +144,10 @@ def stalled(name: str = "vllm", **more: object) -> ServiceEvidence:
 
 
 LOW, WORKING = CardEvidence(power_ratio=0.2), CardEvidence(power_ratio=0.6)
+
+
+def at(*each: CardPower, ratio: float | None = None) -> CardEvidence:
+    return CardEvidence(power_ratio=ratio, each=each)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +176,35 @@ LOW, WORKING = CardEvidence(power_ratio=0.2), CardEvidence(power_ratio=0.6)
         (stalled(state="down"), "no_service"),
         (stalled(state="silent"), "suspect"),
         (ServiceEvidence("ollama", canary="timed_out"), "suspect"),
-        (ServiceEvidence("ollama", canary="failed"), "suspect"),
+        (ServiceEvidence("ollama", canary="failed"), "hung"),
+        (ServiceEvidence("ollama", canary="refused"), "suspect"),
+        (ServiceEvidence("ollama", canary="failed", cards=CardEvidence("lost")), "device_fault"),
+        (ServiceEvidence("ollama", canary="failed", cards=CardEvidence(readable=False)), "unknown"),
+        # One that times out counts only at the power of rest, for two minutes, on every card.
+        (ServiceEvidence("ollama", canary="timed_out", cards=at(power(120.0))), "hung"),
+        (ServiceEvidence("ollama", canary="timed_out", cards=at(power(119.0))), "suspect"),
+        (ServiceEvidence("ollama", canary="timed_out", cards=at(power(0.0, 900.0))), "suspect"),
+        (
+            ServiceEvidence("ollama", canary="timed_out", cards=at(power(500.0), power(0.0))),
+            "suspect",
+        ),
+        (
+            ServiceEvidence("ollama", canary="timed_out", cards=at(power(500.0), power(None))),
+            "suspect",
+        ),
+        # A wedged engine may say that it has no request; our own is one.
+        (stalled(demand=0, demand_seconds=0.0, canary="timed_out"), "suspect"),
+        (stalled(demand=0, demand_seconds=0.0, canary="failed"), "hung"),
+        # Learned bands take the place of the share of the limit.
+        (stalled(cards=at(power(0.0, 0.0), ratio=0.1)), "stalling"),
+        (stalled(cards=at(power(0.0, 59.0), ratio=0.1)), "stalling"),
+        (stalled(cards=at(power(0.0, 60.0), ratio=0.9)), "hung"),
+        (stalled(cards=at(power(None), ratio=0.9)), "stalling"),
+        (stalled(cards=at(power(0.0, 0.0)), canary="failed"), "hung"),
+        (stalled(together=("other",)), "node_fault"),
+        (stalled(together=("other",), still_seconds=110.0), "stalling"),
+        (stalled(node="no card answers"), "node_fault"),
+        (stalled(node="no card answers", progress_delta=1.0), "busy"),
         (ServiceEvidence("ollama", canary="answered"), "busy"),
         (ServiceEvidence("ollama"), "suspect"),
     ],
@@ -198,6 +254,8 @@ OLLAMA = ServiceEvidence("ollama", canary="timed_out")
         (saturated(processes=0, memory_ratio=0.01), "ghost", ()),
         (saturated(processes=None, memory_ratio=0.01), "no_service", ()),
         (saturated(processes=0, memory_ratio=None), "no_service", ()),
+        (saturated(stalled(together=("far",)), stalled("b")), "node_fault", ()),
+        (saturated(BUSY, node="no card answers"), "node_fault", ()),
         (saturated(stalled(), saturated_seconds=29.0), "not_saturated", ()),
         (saturated(stalled(), required_seconds=None), "unknown", ()),
         (saturated(stalled(), fresh=False), "unknown", ()),
@@ -210,3 +268,9 @@ def test_verdicts_on_a_card(
     verdict = judge(evidence)
     assert (verdict.judgement, verdict.services) == (judgement, services)
     assert verdict.sentence
+
+
+def test_each_verdict_says_what_may_follow_and_only_a_proven_stall_a_restart() -> None:
+    assert set(ALLOWED) == set(get_args(Judgement))
+    assert {one for one, allowed in ALLOWED.items() if allowed == "restart"} == set(STUCK)
+    assert judge(saturated(stalled())).allowed == "restart"
