@@ -28,10 +28,12 @@ from remediator.config import Config, ServiceConfig
 from remediator.config.secrets import read_or_create_key
 from remediator.config.windows import check_playbooks
 from remediator.counters import Counters
+from remediator.degraded import with_degraded
 from remediator.engine.evaluator import Evaluator
 from remediator.engine.executor import Executor
 from remediator.engine.footprint_watch import FootprintWatch
 from remediator.engine.leases import LeaseKeeper
+from remediator.engine.log_watch import LogWatch
 from remediator.engine.oom_watch import OutOfMemoryWatch
 from remediator.engine.power_watch import PowerWatch
 from remediator.engine.prober import Prober
@@ -47,6 +49,7 @@ from remediator.preflight import concerns
 from remediator.reconcile import Reconciler
 from remediator.reconcile_metrics import ReconcileCollector
 from remediator.reload import Reloader, ReloadState, no_reload
+from remediator.service_metrics import ServiceCollector
 from remediator.store import Store
 from remediator.store.emergency import folder_for
 from remediator.store.store import DATABASE, StateLock, Trail
@@ -158,7 +161,7 @@ def _service(raw: ServiceConfig, config: Config, store: Store, clock: Clock) -> 
     return Service(
         config=raw,
         driver=services.create(raw, config.timing),
-        manager=managers.create(raw.manager, raw.name, context),
+        manager=with_degraded(raw, managers.create(raw.manager, raw.name, context), store, clock),
     )
 
 
@@ -172,6 +175,7 @@ class Remediator:
     intake: Intake
     worker: Worker
     prober: Prober
+    logs: LogWatch
     leases: LeaseKeeper
     evaluator: Evaluator
     reconciler: Reconciler
@@ -193,7 +197,8 @@ def build(config: Config, clock: Clock, store: Store) -> Remediator:
     learning = (ProgressWatch(world), FootprintWatch(world), PowerWatch(world))
     prober = Prober(world, (*learning, OutOfMemoryWatch(world)))
     intake = Intake(store, clock, counters, known_alerts=books.by_alert)
-    worker = Worker(world, evaluator, executor, leases, prober, counters)
+    logs = LogWatch(world, counters)
+    worker = Worker(world, evaluator, executor, leases, prober, counters, logs)
     return Remediator(
         world=world,
         playbooks=books,
@@ -201,6 +206,7 @@ def build(config: Config, clock: Clock, store: Store) -> Remediator:
         intake=intake,
         worker=worker,
         prober=prober,
+        logs=logs,
         leases=leases,
         evaluator=evaluator,
         reconciler=Reconciler(
@@ -232,6 +238,7 @@ def web_application(
         remediator.worker.stalled_seconds,
     )
     registry = metrics.registry_for(collector)
+    registry.register(ServiceCollector(remediator.world, remediator.counters, remediator.logs))
     registry.register(ReconcileCollector(remediator.reconciler, remediator.counters))
     registry.register(WebConfigCollector(identities.live))
     clock = remediator.world.clock

@@ -13,7 +13,7 @@ from typing import Literal
 
 ErrorKind = Literal["hardware", "driver", "illegal_access", "out_of_memory", "runtime"]
 
-# Of the exporter's table (exporter/xids.yml) the critical codes need hands; a test holds the two together.
+# Of the exporter's table (exporter/xids.json) the critical codes need hands; a test holds the two together.
 _XID = r"\bXid\b(?: \((?:PCI:)?[0-9A-Fa-f:.]+(?: [^)]*)?\))?\W{{0,3}}(?:{})\b"
 
 _SIGNATURES: tuple[tuple[ErrorKind, Literal["", "host", "gpu"], tuple[str, ...]], ...] = (
@@ -101,6 +101,34 @@ _COMPILED = tuple(
 )
 
 
+# Failures of a server itself, as it writes them to its log.
+_RUNTIME = re.compile(
+    "EngineDeadError|EngineCore encountered an issue|EngineCore failed to start"
+    "|died unexpectedly|GGML_ASSERT|runner has unexpectedly stopped"
+    "|(?:llama-server|llama runner) process has terminated"
+    "|ActorDiedError|WorkerCrashedError|NodeDiedError"
+    "|the launch timed out and was terminated",
+    re.IGNORECASE,
+)
+# Each signature holds one of these, in lower case; most lines of a log hold none.
+_WORTH_A_LOOK = (
+    *("out of memory", "out-of-memory", "outofmemory", "memoryerror", "oomkilled", "oom-kill"),
+    *("alloc", "memory to handle", "memory than", "system memory", "low on memory", "no available"),
+    *("outofdevicememory", "out of device", "kv cache memory", "desired gpu", "not enough gpu"),
+    *("unable to load full", "cuda_error", "uncorrectable", "hardware", "gpu is lost"),
+    *("off the bus", "xid", "initializ", "insufficient", "no cuda-capable", "nvml", "mismatch"),
+    *("unsupported display", "illegal", "misaligned", "invalid program", "unspecified launch"),
+    *("assert", "killed", "enginedead", "enginecore", "unexpectedly", "process has terminated"),
+    *("actordied", "workercrashed", "nodedied", "launch timed out"),
+)
+# A line that quotes what a user wrote says nothing of the server; nor does advice.
+_NO_FAILURE = re.compile(
+    r"prompt|\bmessages?\W{1,4}\[|\"content\"|received request"
+    r"|\b(?:avoid|prevent|reduce|may|might|can|could|would|if|in case of)\b.{0,60}out[ -]of[ -]memory",
+    re.IGNORECASE,
+)
+
+
 @dataclass(frozen=True)
 class ErrorClass:
     """The class of an error; `signature` is the part of its text that says so, empty for `runtime`.
@@ -125,3 +153,20 @@ def classify(text: str) -> ErrorClass:
         if found is not None:
             return ErrorClass(kind, where, found[0])
     return ErrorClass("runtime")
+
+
+def failure_in(line: str) -> ErrorClass | None:
+    """The class of the failure that a line of a server's log tells of; None where it tells of none.
+
+    Unlike in an answer to a request, most of what stands in a log is no failure.
+    """
+    lower = line.lower()
+    if not any(words in lower for words in _WORTH_A_LOOK):
+        return None
+    found = classify(line)
+    if not found.signature:
+        said = _RUNTIME.search(line)
+        if said is None:
+            return None
+        found = ErrorClass("runtime", signature=said[0])
+    return None if _NO_FAILURE.search(line) else found

@@ -8,6 +8,7 @@ from typing import Any
 
 from remediator.actions.base import Harmless, Intent, Outcome, StepContext
 from remediator.config.strict import Seconds
+from remediator.first_requests import remember_answer
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Canary(Harmless):
         """Ask and wait for the token."""
         service = context.on_service
         took = service.driver.canary(intent["model"], self._within)
+        remember_answer(context.world, service.name, took)
         return Outcome(
             "done",
             "answered",

@@ -1,35 +1,45 @@
-"""Load the models that the service had loaded when it was last well."""
+"""Load the models that the service had loaded when it was last well, and warm them up."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from remediator.actions._service import why_left_down
 from remediator.actions.base import Harmless, Intent, Outcome, StepContext
 from remediator.config.strict import Seconds
+from remediator.error_signatures import classify
+from remediator.errors import ServiceError
+from remediator.first_requests import remember_warm_up
+from remediator.load_advice import advice
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """How long one model may take."""
+    """How long one model may take, and its first request; with `0s` there is none."""
 
     within: Seconds = 300.0
+    warm_up_within: Seconds = 60.0
 
 
 def create(parameters: Parameters) -> LoadModels:
     """The action."""
-    return LoadModels(parameters.within)
+    return LoadModels(parameters)
 
 
 class LoadModels(Harmless):
-    """What was loaded, or else what the configuration names."""
+    """What was loaded, or else what the configuration names.
+
+    The first request to a model is slow: one of ours takes that from the users. It may fail; the
+    canary after it, or the next user, says whether that matters.
+    """
 
     kind = "load_models"
 
-    def __init__(self, within: float) -> None:
-        self._within = within
+    def __init__(self, parameters: Parameters) -> None:
+        self._within = parameters.within
+        self._warm_up_within = parameters.warm_up_within
 
     def describe(self, context: StepContext) -> str:
         """Which models."""
@@ -52,6 +62,33 @@ class LoadModels(Harmless):
         """Load each and see that it is there."""
         service = context.on_service
         for model in intent["models"]:
-            service.driver.load(model, self._within)
+            self._load(context, model)
         names = ", ".join(intent["models"])
-        return Outcome("done", "loaded", f"{service.name} has {names} loaded again")
+        took, said = self._warm_up(context, intent["models"])
+        whole = f"{service.name} has {names} loaded again{said}"
+        return Outcome("done", "loaded", whole, {"warm_up_seconds": took})
+
+    def _load(self, context: StepContext, model: str) -> None:
+        service = context.on_service
+        try:
+            service.driver.load(model, self._within)
+        except ServiceError as error:
+            found = classify(str(error))
+            if found.kind != "out_of_memory":
+                raise
+            raise ServiceError(f"{error}; {advice(context.world, service, found.where)}") from None
+
+    def _warm_up(
+        self, context: StepContext, models: Sequence[str]
+    ) -> tuple[Mapping[str, float], str]:
+        """How long the first request to each took (seconds), and what is to be said of it."""
+        service, took, failed = context.on_service, {}, ""
+        for model in models if self._warm_up_within > 0 else ():
+            try:
+                took[model] = round(service.driver.canary(model, self._warm_up_within), 3)
+            except ServiceError as error:
+                failed = f", though the first request to {model} failed: {error}"
+        if took:
+            remember_warm_up(context.world, service.name, max(took.values()))
+        slowest = f"; its first request took {max(took.values()):.1f} s" if took else ""
+        return took, slowest + failed

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 from remediator.app import build_world
 from remediator.clock import SystemClock
 from remediator.config import Config
 from remediator.config.model import Permission
 from remediator.config.windows import check_playbooks
+from remediator.engine.log_watch import log_of
+from remediator.errors import ManagerError
 from remediator.helper.client import DEFAULT_SOCKET
 from remediator.playbooks import Playbooks, Stage, stage_name
 from remediator.playbooks import load as load_playbooks
 from remediator.web.auth import load_identities
-from remediator.world import World
+from remediator.world import Service, World
 
 
 def check_config(config: Config) -> int:
@@ -40,11 +43,27 @@ def check_config(config: Config) -> int:
             f"service {service.name}: {service.config.driver} at {service.config.endpoint}, "
             f"{service.manager.kind} unit {service.manager.unit}, on {on}"
         )
+        _print_log(service)
         for uuid in () if ours == "auto" or gpus == "all" else sorted(set(gpus) - set(ours)):
             print(f"note: gpus.inventory lacks {uuid}: alerts about it are ignored")
     _print_playbooks(config, books, world)
     print("the configuration is good")
     return 0
+
+
+def _print_log(service: Service) -> None:
+    """Whether what the server writes can be read: some run out of memory in users' requests alone."""
+    found = log_of(service)
+    if found is None:
+        why = "its manager keeps none" if service.config.watch_log else "watch_log is false"
+        print(f"  its log is not read: {why}")
+        return
+    try:
+        found.read({}, SystemClock().now())
+    except ManagerError as error:
+        print(f"  note: its log ({found.where}) cannot be read: {error}")
+    else:
+        print(f"  its log is read: {found.where}")
 
 
 def _print_helper(config: Config) -> None:
@@ -101,4 +120,14 @@ def lacking(rung: Stage, allow: Sequence[Permission]) -> tuple[Permission, ...]:
 
 
 class _NoStore:
-    """Stands where nothing is asked of the store."""
+    """Stands where nothing is known yet, and nothing is kept."""
+
+    read_only = True
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[_NoStore]:
+        """Nothing."""
+        yield self
+
+    def get_meta(self, key: str) -> None:
+        """Nothing."""

@@ -128,7 +128,9 @@ class ServiceConfig:
 
     `gpus: all` means every card in the inventory; an empty list means none, never all. For
     `start_grace` after its start a process that does not listen yet is starting, not down. Without
-    `remediate` nothing is ever done to it.
+    `remediate` nothing is ever done to it. Without `watch_log` its log is not read. `degraded` is a
+    manager of the same server with less load, which is started in place of `manager` once it keeps
+    running out of memory.
     """
 
     name: str
@@ -139,6 +141,8 @@ class ServiceConfig:
     models: tuple[str, ...] = ()
     start_grace: Seconds = 120.0
     remediate: bool = True
+    watch_log: bool = True
+    degraded: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from remediator.engine.watchers import ServiceView
-from remediator.error_signatures import classify
+from remediator.error_signatures import ErrorClass, classify
 from remediator.managers.base import ProcessIdentity, identity_from
+from remediator.oom_events import OutOfMemoryEvent, count
 from remediator.signals.out_of_memory import last_failure
-from remediator.store import Draft, Step, Transaction
-from remediator.targets import Target
+from remediator.store import Step, Transaction
 from remediator.world import Service, World
 
 # Steps in which the server itself answers. How a process ended its manager says, with its own guesses.
@@ -58,7 +58,7 @@ class OutOfMemoryWatch:
                 who = f"its process (pid {victim['pid']})" if victim else "its process"
                 why = f"the kernel killed {who} for memory ({status.detail})"
                 evidence = {"victim": victim, "manager": status.detail}
-                self._count(tx, name, "killed", why, evidence)
+                self._count(tx, name, "killed", why, evidence, ErrorClass("out_of_memory", "host"))
 
     def _probe(self, name: str, view: ServiceView) -> None:
         """Once until it answers well again, however often it says so."""
@@ -103,8 +103,9 @@ class OutOfMemoryWatch:
         evidence = {"run": step.run_id, "step": step.action}
         with self._world.store.transaction() as tx:
             tx.set_meta(key, json.dumps(counted))
-            if classify(step.sentence).kind == "out_of_memory":
-                self._count(tx, name, "step", step.sentence, evidence)
+            found = classify(step.sentence)
+            if found.kind == "out_of_memory":
+                self._count(tx, name, "step", step.sentence, evidence, found)
 
     def _count_text(self, name: str, reason: str, what: str, text: str) -> bool:
         found = classify(text)
@@ -112,23 +113,21 @@ class OutOfMemoryWatch:
             return False
         with self._world.store.transaction() as tx:
             evidence = {"text": text, "signature": found.signature, "where": found.where}
-            self._count(tx, name, reason, what, evidence)
+            self._count(tx, name, reason, what, evidence, found)
         return True
 
     def _count(
-        self, tx: Transaction, name: str, reason: str, what: str, evidence: Mapping[str, Any]
+        self,
+        tx: Transaction,
+        name: str,
+        reason: str,
+        what: str,
+        evidence: Mapping[str, Any],
+        found: ErrorClass,
     ) -> None:
-        tx.inventory.count_out_of_memory(name, self._world.clock.now())
-        tx.audit(
-            Draft(
-                "out_of_memory",
-                f"{name} ran out of memory: {what}",
-                severity="warning",
-                target=Target("service", name).key,
-                reason=reason,
-                data=dict(evidence),
-            )
-        )
+        now = self._world.clock.now()
+        event = OutOfMemoryEvent(now, reason, found.where, found.signature)
+        count(tx, name, event, what, evidence)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from remediator.engine.evaluator import Evaluator
 from remediator.engine.executor import Executor
 from remediator.engine.housekeeping import Housekeeper
 from remediator.engine.leases import LeaseKeeper
+from remediator.engine.log_watch import LogWatch
 from remediator.engine.prober import Prober
 from remediator.errors import NoEvidence, RemediatorError, StorageError
 from remediator.inventory import learn_gpus
@@ -43,12 +44,14 @@ class Worker:
         leases: LeaseKeeper,
         prober: Prober,
         counters: Counters,
+        log_watch: LogWatch | None = None,
     ) -> None:
         self._world = world
         self._evaluator = evaluator
         self._executor = executor
         self._leases = leases
         self._prober = prober
+        self._log_watch = log_watch
         self._housekeeper = Housekeeper(world, executor)
         self._counters = counters
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="run")
@@ -80,7 +83,7 @@ class Worker:
         self._threads.append(thread)
 
     def watch_services(self) -> None:
-        """One probing loop for each service as it is configured now, and for no other."""
+        """Loops that probe each service as it is now configured and read its log; for no other."""
         services = dict(self._world.services)
         for name, (service, stop) in list(self._probes.items()):
             if services.get(name) is not service:
@@ -91,6 +94,8 @@ class Worker:
                 stop = threading.Event()
                 self._probes[name] = (service, stop)
                 self._begin(f"probe-{name}", partial(self._prober.run, service, stop))
+                if self._log_watch is not None:
+                    self._begin(f"log-{name}", partial(self._log_watch.run, service, stop))
         self._threads = [thread for thread in self._threads if thread.is_alive()]
 
     def stalled_seconds(self) -> float:

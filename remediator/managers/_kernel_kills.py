@@ -84,7 +84,7 @@ class DeathWatch:
 
 
 def _count(path: Path) -> int | None:
-    """`oom_kill` in a file of `name value` lines (/proc/vmstat, a cgroup's memory.events)."""
+    """`oom_kill` in a file of `name value` lines (/proc/vmstat, a cgroup's own)."""
     try:
         lines = path.read_text(encoding="ascii").splitlines()
         return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), None)
@@ -93,13 +93,21 @@ def _count(path: Path) -> int | None:
 
 
 def _cgroup_events(procfs: Path, pid: int) -> Path | None:
-    """The `memory.events` of the process's cgroup (v2); None where it cannot be told."""
+    """What counts the kills in the process's cgroup; None where it cannot be told.
+
+    `memory.events` of a cgroup v2, `memory.oom_control` of the memory controller of version 1.
+    """
     try:
         lines = (procfs / str(pid) / "cgroup").read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError):
         return None
-    inside = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), None)
-    # Outside of our own cgroup namespace the path begins with `..` and names nothing here.
-    if inside is None or ".." in Path(inside).parts:
-        return None
-    return procfs.parent / "sys" / "fs" / "cgroup" / inside / "memory.events"
+    root = procfs.parent / "sys" / "fs" / "cgroup"
+    found = None
+    for _, controllers, path in (line.split(":", 2) for line in lines if line.count(":") >= 2):
+        # Outside of our own cgroup namespace the path begins with `..` and names nothing here.
+        inside = None if ".." in Path(path).parts else path.lstrip("/")
+        if inside is not None and "memory" in controllers.split(","):
+            return root / "memory" / inside / "memory.oom_control"
+        if inside is not None and not controllers:
+            found = root / inside / "memory.events"
+    return found

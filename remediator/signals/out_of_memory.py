@@ -7,8 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from remediator.durations import format_duration
 from remediator.error_signatures import ErrorClass, classify
 from remediator.errors import ServiceError, ServiceTimeout, StorageError
+from remediator.load_advice import advice
+from remediator.oom_events import OFTEN, OFTEN_WITHIN, lately
 from remediator.services import ServiceDriver
 from remediator.signals.base import Finding
 from remediator.signals.service_down import ServiceDown
@@ -19,6 +22,8 @@ ALERT = "LLMServiceOutOfMemory"
 # How long a model that its server dropped when it ran out of memory is asked for again.
 _ASK_AGAIN_WITHIN = 300.0
 _TRIES = 2
+# An event so long before is taken for what it died of.
+_CAUSE_WITHIN = 600.0
 # What proved nothing is asked no more often: while it is unknown the signal is read every second.
 _ASK_UNCLEAR_AFTER = 15.0
 
@@ -60,7 +65,7 @@ class OutOfMemory:
     Twice at most.
     """
 
-    reasons = (*ServiceDown.reasons, "out_of_memory", "device_error")
+    reasons = (*ServiceDown.reasons, "out_of_memory", "device_error", "keeps_happening")
 
     def __init__(self) -> None:
         self._down = ServiceDown()
@@ -72,6 +77,8 @@ class OutOfMemory:
             return Finding("unknown", "cannot_tell", f"{target.name} is no configured service")
         finding = self._down.read(world, target)
         try:
+            if finding.reason == "down":
+                return _with_cause(world, service, finding)
             times = _suspected(world, service) if finding.reason == "healthy" else None
         except StorageError as error:
             return Finding("unknown", "cannot_tell", f"{service.name}: {error}", finding.data)
@@ -84,15 +91,46 @@ class OutOfMemory:
         if unclear is not None and world.clock.monotonic() - at < _ASK_UNCLEAR_AFTER:
             return unclear
         model = _model_to_ask(world, service)
-        if model is None:
-            return finding
-        asked = _ask(world, service, model, finding.data)
+        asked = None if model is None else _ask(world, service, model, finding.data)
+        if asked is None:
+            asked = _too_often(world, service, finding)
         if asked is not None and asked.state == "unknown":
             _unclear[service.driver] = (world.clock.monotonic(), asked)
         if asked is not None and asked.state == "present":
             # That is answered by more than looking on; what comes of it is counted anew.
             _counted.pop(service.driver, None)
         return asked or finding
+
+
+def _with_cause(world: World, service: Service, finding: Finding) -> Finding:
+    """The same, with what it died of where that is known."""
+    now = world.clock.now()
+    with world.store.reading() as tx:
+        events = lately(tx, service.name, now)
+    if not events or events[-1].at < now - _CAUSE_WITHIN:
+        return finding
+    cause, ago = events[-1].cause, format_duration(max(0.0, now - events[-1].at))
+    why = f"{finding.sentence}. {ago} ago it ran out of {cause}"
+    return replace(finding, sentence=why, data={**finding.data, "out_of_memory": cause})
+
+
+def _too_often(world: World, service: Service, finding: Finding) -> Finding | None:
+    """A person's, where it answers again but goes on running out of memory; else None."""
+    try:
+        with world.store.reading() as tx:
+            events = lately(tx, service.name, world.clock.now())
+    except StorageError as error:
+        return Finding("unknown", "cannot_tell", f"{service.name}: {error}", finding.data)
+    if len(events) < OFTEN:
+        return None
+    within = format_duration(OFTEN_WITHIN)
+    last = events[-1]
+    why = (
+        f"{service.name} answers, but ran out of {last.cause} and the like {len(events)} times "
+        f"within {within}; {advice(world, service, last.where)}"
+    )
+    told = {**finding.data, "out_of_memory": last.cause, "times": len(events)}
+    return Finding("unknown", "keeps_happening", why, told, needs_human=True, certain=True)
 
 
 def _suspected(world: World, service: Service) -> int | None:

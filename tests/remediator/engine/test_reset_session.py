@@ -39,7 +39,9 @@ def test_a_leak_is_answered_by_a_restart_with_the_same_models(make_bench: Make) 
     assert (bench.run.state, bench.run.reason) == ("succeeded", "verified")
     assert restarts(bench) == one_restart()
     assert bench.drivers["ollama"].loads == ["llama", "qwen"]
-    assert bench.drivers["ollama"].canaries == ["llama"]
+    assert bench.drivers["ollama"].canaries == ["llama", "qwen", "llama"], (
+        "to warm both up, and as the proof"
+    )
     assert [step.action for step in bench.steps()] == [
         "drain",
         "restart_service",

@@ -1,0 +1,109 @@
+"""Two managers of one server: as it usually runs, and with less load, which its operator prepared.
+
+Only one of the two is ever started. Who goes back starts the usual one: what runs is believed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+from remediator.errors import ManagerError
+from remediator.managers._server_log import Logged, LogPage, ServerLog
+from remediator.managers.base import ProcessIdentity, ProcessManager, ProcessStatus
+
+
+class EitherOf:
+    """`ProcessManager` over the one that runs, or else over the one that is to be started."""
+
+    def __init__(
+        self,
+        usual: ProcessManager,
+        degraded: ProcessManager,
+        since: Callable[[], float | None],
+        restored: Callable[[], None],
+    ) -> None:
+        """`since` says from when on the degraded one is to be started, None for the usual one.
+
+        Args:
+            usual: Starts the server as its owner wants it.
+            degraded: Starts it with less load.
+            since: As above, in Unix seconds.
+            restored: Called when somebody was seen to have started the usual one since.
+        """
+        self.kind, self.unit = usual.kind, usual.unit
+        self._usual, self._degraded = usual, degraded
+        self._since, self._restored = since, restored
+
+    def status(self) -> ProcessStatus:
+        """That of the one that is up; where neither is, of the one that is to be started."""
+        usual, degraded = self._usual.status(), self._degraded.status()
+        since = self._since()
+        if _is_up(usual) or (since is None and not _is_up(degraded)):
+            self._see(usual, since)
+            return usual
+        return replace(
+            degraded, detail=f"with less load ({self._degraded.unit}): {degraded.detail}"
+        )
+
+    def stop(self, identity: ProcessIdentity | None, timeout: float) -> None:
+        """Stop the one whose process it is; without an identity whatever is up."""
+        for one in self._both:
+            status = one.status()
+            if _is_up(status) and (identity is None or identity.same(status.identity)):
+                one.stop(identity, timeout)
+
+    def start(self, timeout: float) -> ProcessIdentity:
+        """Start the one that is to run, unless either is up."""
+        up = [one for one in self._both if _is_up(one.status())]
+        return (up[0] if up else self._chosen).start(timeout)
+
+    def describe(self, verb: Literal["start", "stop", "restart"]) -> str:
+        """What both would do."""
+        usual, degraded = self._usual.describe(verb), self._degraded.describe(verb)
+        return f"{usual} (with less load: {degraded})"
+
+    def log(self) -> ServerLog | None:
+        """The log of the one that is to run, looked up anew at each read."""
+        found = [one.log() if isinstance(one, Logged) else None for one in self._both]
+        if found == [None, None]:
+            return None
+        return _EitherLog(found[0], found[1], lambda: self._since() is None)
+
+    @property
+    def _both(self) -> tuple[ProcessManager, ProcessManager]:
+        return self._usual, self._degraded
+
+    @property
+    def _chosen(self) -> ProcessManager:
+        return self._usual if self._since() is None else self._degraded
+
+    def _see(self, usual: ProcessStatus, since: float | None) -> None:
+        identity = usual.identity
+        if since is not None and identity is not None and identity.started_at > since:
+            self._restored()
+
+
+def _is_up(status: ProcessStatus) -> bool:
+    return status.state in ("running", "starting", "stopping")
+
+
+class _EitherLog:
+    """`ServerLog` over two, of which one is read at a time."""
+
+    def __init__(
+        self, usual: ServerLog | None, degraded: ServerLog | None, as_usual: Callable[[], bool]
+    ) -> None:
+        self._usual, self._degraded, self._as_usual = usual, degraded, as_usual
+        self.where = " or ".join(one.where for one in (usual, degraded) if one is not None)
+
+    def read(self, position: Mapping[str, Any], since: float) -> LogPage:
+        """That of the one that is to run; a position in the other's is none in this."""
+        usual = self._as_usual()
+        log = self._usual if usual else self._degraded
+        if log is None:
+            raise ManagerError("the manager that it is started by now keeps no log")
+        inner = position.get("in", {}) if position.get("usual") == usual else {}
+        page = log.read(inner, since)
+        return replace(page, position={"usual": usual, "in": dict(page.position)})
