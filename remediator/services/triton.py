@@ -38,6 +38,7 @@ _STEPS = (
 _BATCHES = "nv_inference_exec_count"
 _NAMES = frozenset((_RUNNING, _WAITING, _BATCHES, *_STEPS))
 _POLL = 0.2
+_ONE_TOKEN = {"text_input": "ping", "parameters": {"stream": False, "max_tokens": 1}}
 _HEADER = re.compile(r"[A-Za-z0-9-]+")
 _NO_METRICS = Capability("no", "options.metrics_url is not set")
 _NOT_EXPLICIT = Capability(
@@ -56,17 +57,13 @@ _CAPABILITIES = Capabilities(
 )
 
 
-def _generate() -> dict[str, Any]:
-    return {"text_input": "ping", "parameters": {"stream": False, "max_tokens": 1}}
-
-
 @dataclass(frozen=True)
 class Options:
     """`model_control` is what the server was started with as `--model-control-mode`.
 
     `restricted_header` and the file of its value are those of its `--http-restricted-api`; they are
-    sent with each request but those of health. The body `canary_request` goes to `canary_path` of
-    the model.
+    sent with each request but those of health. The body `canary_request`, or else one that generates
+    a token, goes to `canary_path` of the model.
     """
 
     metrics_url: str = ""
@@ -74,7 +71,7 @@ class Options:
     restricted_header: str = ""
     restricted_value_file: Path | None = None
     canary_path: Literal["generate", "infer"] = "generate"
-    canary_request: Mapping[str, Any] = field(default_factory=_generate)
+    canary_request: Mapping[str, Any] = field(default_factory=dict)
 
 
 def create(endpoint: str, options: Options, timing: Timing) -> Triton:
@@ -190,7 +187,7 @@ class Triton:
         started = clock.monotonic()
         path = f"/v2/models/{quote(model, safe='')}/{self._options.canary_path}"
         with self._canaries.wait(timeout) as left:
-            answer = self._post(path, self._options.canary_request, left)
+            answer = self._post(path, self._options.canary_request or _ONE_TOKEN, left)
         if answer.status != 200:
             raise self._failed("the canary", answer)
         raw = answer.json()
