@@ -23,7 +23,7 @@ from benchmarks import machine
 from benchmarks.exporters import OURS, ExporterError, Running
 from benchmarks.figures import percentile, table
 from deploy.local.waiting import poll
-from tests.exporter.nvml_calls import NOT_INJECTABLE, Called, called, furnish, refuse_fields
+from tests.exporter.nvml_calls import NOT_INJECTABLE, Called, called, furnish
 from tests.nvml_standin import Driver, StandinError
 
 _PERIOD_SECONDS = 0.5
@@ -110,7 +110,6 @@ def _hang_readings(folder: Path, readings: Sequence[Called], seconds: int) -> Re
     folder.mkdir()
     driver = Driver(folder / "driver", gpus=len(readings) + _WELL_CARDS)
     furnish(driver, len(driver.uuids))
-    refuse_fields(driver)
     with Running(OURS, driver.env(), folder) as running:
         _await_all(running, driver)
         for card, one in enumerate(readings):

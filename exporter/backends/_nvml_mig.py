@@ -11,7 +11,6 @@ from exporter.backends._nvml_reader import Call, Reader
 from exporter.readings import MigInstance
 
 _NOT_THERE = codes.EMPTY | {codes.INVALID_ARGUMENT}
-_LACKING = codes.TRY_ANOTHER_CALL | {codes.NOT_SUPPORTED}
 
 
 def memory_info(nvml: Any, handle: Any) -> Any:
@@ -45,36 +44,47 @@ def _instances(reader: Reader) -> tuple[MigInstance, ...] | None:
     most = reader.read("mig_count")
     if most is None:
         return None
-    read = (reader.ask(f"mig_{index}", _instance(index)) for index in range(most))
+    read = (_instance(reader, f"mig_{index}", index) for index in range(most))
     return tuple(one for one in read if one is not None)
 
 
-def _instance(index: int) -> Call:
-    def call(nvml: Any, handle: Any) -> MigInstance | None:
+def _instance(reader: Reader, place: str, index: int) -> MigInstance | None:
+    mig = reader.ask(place, _handle(index))
+    if mig is None:
+        return None
+
+    def read(what: str, call: Callable[[Any, Any], Any]) -> Any:
+        return reader.ask(f"{place}_{what}", lambda nvml, _: call(nvml, mig))
+
+    failures = len(reader.failures)
+    uuid = read("uuid", lambda nvml, one: nvml.nvmlDeviceGetUUID(one))
+    gpu_instance = read("gpu_instance", lambda nvml, one: nvml.nvmlDeviceGetGpuInstanceId(one))
+    compute = read("compute_instance", lambda nvml, one: nvml.nvmlDeviceGetComputeInstanceId(one))
+    name = read("name", lambda nvml, one: nvml.nvmlDeviceGetName(one))
+    if uuid is None or len(reader.failures) > failures:
+        # With half of its name it would look like another one.
+        return None
+    memory = read("memory", memory_info)
+    if not reader.supports(f"{place}_memory"):
+        memory = read("older_memory", lambda nvml, one: nvml.nvmlDeviceGetMemoryInfo(one))
+    return MigInstance(
+        uuid=str(uuid),
+        gpu_instance=gpu_instance,
+        compute_instance=compute,
+        profile=str(name or "").rpartition("MIG ")[2],
+        memory_total_bytes=None if memory is None else int(memory.total),
+        memory_used_bytes=None if memory is None else int(memory.used),
+        memory_free_bytes=None if memory is None else int(memory.free),
+    )
+
+
+def _handle(index: int) -> Call:
+    def call(nvml: Any, handle: Any) -> Any:
         try:
-            mig = nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)
+            return nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)
         except nvml.NVMLError as error:
             if error.value in _NOT_THERE:
                 return None
             raise
-
-        def told(ask: Callable[[Any], Any]) -> Any:
-            try:
-                return ask(mig)
-            except nvml.NVMLError as error:
-                if error.value in _LACKING:
-                    return None
-                raise
-
-        memory = told(lambda one: memory_info(nvml, one)) or told(nvml.nvmlDeviceGetMemoryInfo)
-        return MigInstance(
-            uuid=str(nvml.nvmlDeviceGetUUID(mig)),
-            gpu_instance=told(nvml.nvmlDeviceGetGpuInstanceId),
-            compute_instance=told(nvml.nvmlDeviceGetComputeInstanceId),
-            profile=str(told(nvml.nvmlDeviceGetName) or "").rpartition("MIG ")[2],
-            memory_total_bytes=memory and int(memory.total),
-            memory_used_bytes=None if memory is None else int(memory.used),
-            memory_free_bytes=None if memory is None else int(memory.free),
-        )
 
     return call

@@ -26,8 +26,10 @@ from tests.nvml_standin import Driver, DriverProcess
 NOT_INJECTABLE = frozenset({"nvmlErrorString", "nvmlShutdown", "nvmlEventSetFree"})
 # Not supported, not in the library, another version of its arguments, deprecated.
 _NEVER_AGAIN = frozenset({3, 13, 25, 26})
-# What a card must lack so that the newer spelling does not hide the older one.
-_REMAPPED_FIELDS = (142, 143, 144, 145)
+# What a driver must lack so that a field does not hide the call of its own: remapped rows, energy, links.
+_LACKING_FIELDS = (142, 143, 144, 145, 83, 165)
+SUMMED_ENERGY = 1
+"""The card that has no counter of its energy, so that its power is summed up; where there are several."""
 
 
 @dataclass(frozen=True)
@@ -58,24 +60,21 @@ class Called:
 
 
 def furnish(driver: Driver, gpus: int) -> None:
-    """Give the cards what makes the exporter call everything that it can."""
+    """Give the driver and its cards what makes the exporter call everything that it can."""
+    driver.lack_fields(*_LACKING_FIELDS)
     for gpu in range(gpus):
-        driver.set(gpu, fan=40, pcie_replays=0, sample_period_ms=100)
+        driver.set(gpu, fan=40, pcie_replays=0, sample_period_ms=100, mig_current=1)
         driver.set_rows(gpu, "nvlink", (0, 1, 0, 0, 0))
+        driver.set_rows(gpu, "mig", (0, 1, 0, 5 * 2**30, 2**30, 1))
         driver.set_processes(gpu, [DriverProcess(os.getpid(), 2**30, sm_utilization=5)])
-
-
-def refuse_fields(driver: Driver) -> None:
-    """Let the driver not know some fields, which `Driver.clear` ends."""
-    for number in _REMAPPED_FIELDS:
-        driver.fail_field(number, error=3)
+    if gpus > SUMMED_ENERGY:
+        driver.set(SUMMED_ENERGY, energy_mj=None)
 
 
 def called(folder: Path) -> tuple[Called, ...]:
     """Every function that one pass calls, by name."""
     driver = Driver(folder, gpus=1)
     furnish(driver, 1)
-    refuse_fields(driver)
     done = subprocess.run(
         [sys.executable, "-m", "tests.exporter.nvml_calls"],
         env=os.environ | driver.env(),

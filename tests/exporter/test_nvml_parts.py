@@ -436,16 +436,44 @@ def test_mig_links_and_processes_through_the_real_binding_and_a_replay(divided, 
     assert [one["pid"] > 2**22 for one in recorded["result"]] == [True]
 
 
+MIG = {
+    "nvmlDeviceGetMigMode": [1, 0],
+    "nvmlDeviceGetMaxMigDeviceCount": 3,
+    "nvmlDeviceGetGpuInstanceId": 1,
+    "nvmlDeviceGetComputeInstanceId": 0,
+    "nvmlDeviceGetName": "NVIDIA A100-SXM4-40GB MIG 1g.5gb",
+}
+
+
+@pytest.mark.parametrize(
+    ("function", "uuids"),
+    [("nvmlDeviceGetMemoryInfo", ["GPU-mig-0", "GPU-mig-1"]), ("nvmlDeviceGetName", ["GPU-mig-1"])],
+)
+def test_the_memory_of_a_mig_device_that_fails_costs_not_the_device(nvml, function, uuids) -> None:
+    nvml.values.update(MIG | {"nvmlDeviceGetMaxMigDeviceCount": 2})
+    original = nvml.answer
+
+    def answer(name, handle, arguments):
+        if name == "nvmlDeviceGetMigDeviceHandleByIndex":
+            return f"mig-{arguments[0]}"
+        return original(name, handle, arguments)
+
+    nvml.answer = answer
+    nvml.errors[function, "mig-0"] = 999
+    device = device_of(nvml)
+    nvml.calls.clear()
+    result = device.health()
+    found = {one.uuid: one for one in result.health.mig_instances}
+    assert list(found) == uuids
+    assert found["GPU-mig-1"].memory_used_bytes is not None
+    if "GPU-mig-0" in found:
+        assert found["GPU-mig-0"].memory_used_bytes is None
+        assert nvml.calls.count((function, "mig-0")) == 1, "the older call counts otherwise"
+    assert result.errors == ("unknown",)
+
+
 def test_a_mig_device_that_fails_costs_only_itself(nvml) -> None:
-    nvml.values.update(
-        {
-            "nvmlDeviceGetMigMode": [1, 0],
-            "nvmlDeviceGetMaxMigDeviceCount": 3,
-            "nvmlDeviceGetGpuInstanceId": 1,
-            "nvmlDeviceGetComputeInstanceId": 0,
-            "nvmlDeviceGetName": "NVIDIA A100-SXM4-40GB MIG 1g.5gb",
-        }
-    )
+    nvml.values.update(MIG)
     original = nvml.answer
 
     def answer(name, handle, arguments):

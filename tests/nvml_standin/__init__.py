@@ -166,6 +166,7 @@ class Driver:
         self._processes: list[tuple[DriverProcess, ...]] = []
         self._rows: list[dict[str, tuple[tuple[int, ...], ...]]] = []
         self._faults: list[str] = []
+        self._lacking: list[str] = []
         self.uuids: list[str] = []
         for index in range(gpus):
             self.uuids.append(f"GPU-{uuids.uuid5(uuids.NAMESPACE_OID, f'standin-{index}')}")
@@ -223,6 +224,11 @@ class Driver:
     def fail_field(self, number: int, *, gpu: int | None = None, error: int) -> None:
         """Let one field of ``nvmlDeviceGetFieldValues`` answer ``error``; the others of the batch go on."""
         self._fault(f"field_{number}", gpu, f"error {error}")
+
+    def lack_fields(self, *numbers: int) -> None:
+        """Let the driver not know these fields; that is no fault, and no `clear` ends it."""
+        self._lacking += [f"field_{number} * error 3" for number in numbers]
+        self._publish()
 
     def xid(self, gpu: int, xid: int) -> None:
         """Let the driver tell everybody who listens of one Xid error."""
@@ -294,7 +300,8 @@ class Driver:
     def _publish(self) -> None:
         gpus = map(DriverGpu, self.uuids, self._values, self._processes, self._rows)
         write_atomically(self.directory / "state", render_state(gpus))
-        write_atomically(self.directory / "faults", "".join(f"{line}\n" for line in self._faults))
+        wrong = "".join(f"{line}\n" for line in (*self._faults, *self._lacking))
+        write_atomically(self.directory / "faults", wrong)
 
 
 def _known_keys() -> frozenset[str]:
