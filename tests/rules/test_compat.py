@@ -34,10 +34,6 @@ NOT_IN_NVML = "DCGM_FI_PROF_PIPE_TENSOR_ACTIVE"
 
 # The same repository, etc/default-counters.csv: what is not commented out and has no reading of ours.
 NOT_RECORDED = {
-    "DCGM_FI_DEV_PCIE_REPLAY_COUNTER",
-    "DCGM_FI_DEV_ENC_UTIL",
-    "DCGM_FI_DEV_DEC_UTIL",
-    "DCGM_FI_DEV_NVLINK_BANDWIDTH_TOTAL",
     "DCGM_FI_DEV_VGPU_LICENSE_STATUS",
     "DCGM_FI_PROF_GR_ENGINE_ACTIVE",
     "DCGM_FI_PROF_PIPE_TENSOR_ACTIVE",
@@ -55,6 +51,9 @@ DEFAULT_COUNTERS = {
     "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION": 5_000_250,
     "DCGM_FI_DEV_GPU_UTIL": 100,
     "DCGM_FI_DEV_MEM_COPY_UTIL": 11,
+    "DCGM_FI_DEV_ENC_UTIL": 0,
+    "DCGM_FI_DEV_DEC_UTIL": 0,
+    "DCGM_FI_DEV_PCIE_REPLAY_COUNTER": 9,
     "DCGM_FI_DEV_XID_ERRORS": 0,
     "DCGM_FI_DEV_FB_FREE": 61263,
     "DCGM_FI_DEV_FB_USED": 19818,
@@ -92,7 +91,7 @@ DCGM_LABELS = {
 }
 
 # utkuozdemir/nvidia_gpu_exporter, docs/grafana/dashboard.json (Grafana 14574), August 2026. Those for MIG,
-# PCIe, the fabric, fans and the aggregate ECC counters have no reading of ours, or none of this card.
+# PCIe, the fabric, fans and the aggregate ECC counters have no rule or no reading of ours, or none of this card.
 SMI = '{uuid="$gpu", instance="$node", job="$job"}'
 REASONS = (
     "applications_clocks_setting",
@@ -178,10 +177,16 @@ def h100() -> dict[str, str]:
 
 @pytest.fixture
 def promtool(binaries, tmp_path):
-    def test(path: Path, series: dict[str, str], expected: dict[str, Any], interval: str = "15s"):
+    def test(
+        path: Path,
+        series: dict[str, str],
+        expected: dict[str, Any],
+        interval: str = "15s",
+        at: str = "1m",
+    ):
         """`expected`: by expression a list of (labels, value), or a value of whatever labels."""
         cases = [
-            {"expr": expr, "eval_time": "1m", "exp_samples": [sample(*one) for one in found]}
+            {"expr": expr, "eval_time": at, "exp_samples": [sample(*one) for one in found]}
             for expr, found in expected.items()
         ]
         test = {
@@ -237,7 +242,7 @@ def test_a_group_follows_the_global_interval() -> None:
 
 def test_every_default_counter_is_recorded_or_known_to_be_missing() -> None:
     recorded = {rule["record"] for rule in rules(DCGM) if rule["record"].startswith("DCGM_")}
-    assert DEFAULT_COUNTERS.keys() <= recorded
+    assert DEFAULT_COUNTERS.keys() | {"DCGM_FI_DEV_NVLINK_BANDWIDTH_TOTAL"} <= recorded
     assert not NOT_RECORDED & recorded
     assert NOT_IN_NVML in NOT_RECORDED
     documented = set(re.findall(r"`(DCGM_\w+)`", (shipped.ROOT / "docs/dashboards.md").read_text()))
@@ -297,6 +302,27 @@ def test_xids_are_the_last_one_as_a_number(promtool) -> None:
         for number, xid in enumerate((79, 119, 8, 0))
     }
     promtool(DCGM, series, expected)
+
+
+def test_video_engines_are_percent(promtool) -> None:
+    card = f'{TARGET},gpu="0",uuid="GPU-0"'
+    series = {
+        f"gpu_info{{{card}}}": "1x20",
+        f"gpu_encoder_utilization_ratio{{{card}}}": "0.25x20",
+        f"gpu_decoder_utilization_ratio{{{card}}}": "0.5x20",
+    }
+    engines = {"DCGM_FI_DEV_ENC_UTIL": 25, "DCGM_FI_DEV_DEC_UTIL": 50}
+    promtool(DCGM, series, {alone(name): [({}, value)] for name, value in engines.items()})
+
+
+def test_traffic_of_nvlink_is_a_rate_of_both_directions_as_in_dcgm(promtool) -> None:
+    card = f'{TARGET},gpu="0",uuid="GPU-0"'
+    series = {f"gpu_info{{{card}}}": "1x20"}
+    # 2 and 3 million times 1.024 bytes a second.
+    for direction, growth in (("transmit", 30_720_000), ("receive", 46_080_000)):
+        series[f'gpu_nvlink_bytes_total{{{card},direction="{direction}"}}'] = f"9e12+{growth}x20"
+    expected = {alone("DCGM_FI_DEV_NVLINK_BANDWIDTH_TOTAL"): [({}, 5)]}
+    promtool(DCGM, series, expected, at="4m")
 
 
 def test_two_kinds_of_heat_are_one(promtool) -> None:
