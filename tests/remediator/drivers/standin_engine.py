@@ -34,6 +34,8 @@ class Container:
         self.id = f"{number:064x}"
         self.next_pid = 4000
         self.retries = 0
+        self.written: list[tuple[float, int, str]] = []
+        self.terminal = False
         self.policy: dict[str, Any] = {"Name": "", "MaximumRetryCount": 0}
         self.stop_signal: str | None = None
         self.state: dict[str, Any] = {
@@ -61,6 +63,17 @@ class Container:
         when = rfc3339(time.time() - ago)
         self.put(Status="exited", Running=False, Paused=False, Pid=0, ExitCode=code)
         self.put(FinishedAt=when)
+
+    def log(self, since: int) -> bytes:
+        """Its log as `GET …/logs?timestamps=1` gives it: in frames, unless it has a terminal."""
+        lines = [
+            (stream, f"{rfc3339(at)} {text}\n".encode())
+            for at, stream, text in self.written
+            if at >= since
+        ]
+        if self.terminal:
+            return b"".join(line.replace(b"\n", b"\r\n") for _, line in lines)
+        return b"".join(bytes([kind, 0, 0, 0]) + len(n).to_bytes(4, "big") + n for kind, n in lines)
 
     @property
     def body(self) -> dict[str, Any]:
@@ -133,6 +146,7 @@ class _Handler(BaseHTTPRequestHandler):
         engine.silent.wait(20)
         parts = urlsplit(self.path)
         _, word, name, verb = parts.path.split("/")
+        query = parse_qs(parts.query)
         assert word == "containers"
         container = engine.find(name)
         if engine.garbage is not None:
@@ -146,10 +160,15 @@ class _Handler(BaseHTTPRequestHandler):
         if container is None:
             message = f'no container with name or ID "{name}" found: no such container'
             return self._send(404, json.dumps({"message": message}).encode())
+        if verb == "logs":
+            assert {"stdout", "stderr", "timestamps"} <= query.keys()
+            if engine.refusal:
+                return self._send(engine.refusal[0], engine.refusal[1].encode())
+            return self._send(200, container.log(int(query["since"][0])))
         if self.command == "GET":
             return self._send(200, json.dumps(container.body).encode())
         if verb == "stop":
-            assert parse_qs(parts.query)["t"][0].isdigit()
+            assert query["t"][0].isdigit()
         return self._send(engine.write(verb, container), b"")
 
     def _send(self, status: int, body: bytes) -> None:
