@@ -45,7 +45,10 @@ class Entry:
 
 
 class Ledger:
-    """The writes of the last day. Each change of an entry is its line again; the last one counts."""
+    """The resets of the last day, the other writes of the last minute, and each card's newest.
+
+    Each change of an entry is its line again; the last one counts.
+    """
 
     def __init__(self, folder: Path | None, clock: Clock) -> None:
         """`folder` keeps the file; None keeps it in memory only."""
@@ -98,8 +101,9 @@ class Ledger:
 
     def begun(self, verb: str | None, uuid: str, within: float) -> int:
         """How many writes to the card began within the last `within` seconds."""
-        since = self._clock.now() - within
         with self._lock:
+            self._forget()
+            since = self._clock.now() - within
             found = self._of(uuid)
             return sum(one.time > since and verb in (None, one.verb) for one in found)
 
@@ -122,9 +126,23 @@ class Ledger:
     def _of(self, uuid: str) -> list[Entry]:
         return [entry for entry in self._entries.values() if entry.uuid == uuid]
 
-    def _forget(self) -> None:
-        old = self._clock.now() - _DAY
-        self._entries = {n: one for n, one in self._entries.items() if one.time > old}
+    def _forget(self) -> bool:
+        """Let go of what counts no more; whether something lay ahead of the clock.
+
+        That counts as happening now: where the clock was set back it would count for ever, and
+        keep an undo from being written.
+        """
+        now = self._clock.now()
+        ahead = {n: replace(one, time=now) for n, one in self._entries.items() if one.time > now}
+        found = self._entries | ahead
+        newest = {one.uuid: n for n, one in sorted(found.items())}
+        # As many as may be asked for in a day would be written anew with each write.
+        self._entries = {
+            n: one
+            for n, one in found.items()
+            if now - one.time < (_DAY if one.verb == "reset" or newest[one.uuid] == n else _MINUTE)
+        }
+        return bool(ahead)
 
     def _append(self, entry: Entry) -> None:
         if self._path is None:
@@ -147,8 +165,7 @@ class Ledger:
                 # Half a line: the machine went down while it was written.
                 continue
             self._entries[entry.number] = entry
-        self._forget()
-        if text and not text.endswith(b"\n"):
+        if self._forget() or (text and not text.endswith(b"\n")):
             self._compact(path)
 
 
