@@ -126,7 +126,8 @@ def _bind(path: Path, uid: int | None) -> socket.socket:
     try:
         listener.bind(str(path))
         if uid is not None and uid != os.geteuid():
-            os.chown(path, uid, -1)
+            # Never what a link leads to: whoever owns the folder could exchange the socket for one.
+            os.chown(path, uid, -1, follow_symlinks=False)
         listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()

@@ -65,8 +65,7 @@ def load(path: Path) -> Policy:
     policy = build(Policy, read_yaml(path), "")
     if not policy.nvidia_smi.is_absolute():
         raise ConfigError("nvidia_smi must be an absolute path")
-    if policy.nvidia_smi.exists():
-        _ours_alone(policy.nvidia_smi)
+    _ours_alone(policy.nvidia_smi, may_be_missing=True)
     for uuid in () if policy.cards == "all" else policy.cards:
         if not UUID.fullmatch(uuid):
             raise ConfigError(f"cards: {uuid!r} is not a GPU uuid; `gpu-exporter check` shows them")
@@ -83,11 +82,23 @@ def load(path: Path) -> Policy:
     return policy
 
 
-def _ours_alone(path: Path) -> None:
-    """Refuse what somebody other than root and this user could have changed."""
+def _ours_alone(path: Path, *, may_be_missing: bool = False) -> None:
+    """Refuse what somebody other than root and this user could have changed, or could exchange."""
+    for folder in {path.parent, path.resolve().parent}:
+        if folder.exists():
+            _belongs_to_us(folder)
+    if path.exists() or not may_be_missing:
+        _belongs_to_us(path)
+
+
+def _belongs_to_us(path: Path) -> None:
     try:
         found = path.stat()
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    if found.st_uid not in (0, os.geteuid()) or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    others = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    if stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX:
+        # As in /tmp: others may add files there, and not exchange ours.
+        others = 0
+    if found.st_uid not in (0, os.geteuid()) or others:
         raise ConfigError(f"{path} must belong to root, and nobody else may write to it")

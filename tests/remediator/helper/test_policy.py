@@ -10,6 +10,7 @@ import pytest
 
 from remediator.clock import SystemClock
 from remediator.errors import ConfigError
+from remediator.helper import command
 from remediator.helper.desk import Desk
 from remediator.helper.ledger import Ledger
 from remediator.helper.policy import Policy, load
@@ -120,6 +121,51 @@ def test_a_program_that_others_may_write_to_is_not_run(tmp_path: Path) -> None:
     program.chmod(0o777)
     with pytest.raises(ConfigError, match=r"nvidia-smi must belong to root"):
         load(written(tmp_path, f"nvidia_smi: {program}"))
+
+
+@pytest.mark.parametrize("what", ["policy", "program", "program that is not there yet"])
+def test_a_folder_in_which_others_may_exchange_the_file_is_not_believed(
+    tmp_path: Path, what: str
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    program = folder / "nvidia-smi"
+    if what == "program":
+        program.write_text("#!/bin/sh\n")
+        program.chmod(0o755)
+    named = "" if what == "policy" else f"nvidia_smi: {program}"
+    path = written(folder if what == "policy" else tmp_path, named)
+    load(path)
+    folder.chmod(0o775)
+    with pytest.raises(ConfigError, match=r"folder must belong to root, and nobody else"):
+        load(path)
+    # As in /tmp: others may add files, and not exchange ours.
+    folder.chmod(0o1777)
+    load(path)
+
+
+def test_a_socket_that_its_folders_owner_exchanges_gives_no_other_file_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, shadow = tmp_path / "helper.sock", tmp_path / "shadow"
+    shadow.write_text("root:*:\n")
+    given: list[Path] = []
+
+    def chown(one: str, *_: int, follow_symlinks: bool = True) -> None:
+        given.append(Path(one).resolve() if follow_symlinks else Path(one))
+
+    monkeypatch.setattr(os, "chown", chown)
+    bind = command.socket.socket.bind
+
+    class Socket(command.socket.socket):
+        def bind(self, address: str) -> None:  # type: ignore[override]
+            bind(self, address)
+            path.unlink()
+            path.symlink_to(shadow)
+
+    monkeypatch.setattr(command.socket, "socket", Socket)
+    command._bind(path, 12345).close()
+    assert given == [path]
 
 
 def test_without_a_folder_for_what_was_begun_no_card_is_reset(
