@@ -17,6 +17,7 @@ from remediator.engine.gathering import BREAKER, PAUSED
 from remediator.engine.prober import Prober
 from remediator.engine.watchers import ServiceView
 from remediator.errors import StorageError
+from remediator.gpu_shares import cards_of, overcommitted
 from remediator.intake import Intake
 from remediator.playbooks import NOTIFY, Playbooks
 from remediator.store import Incident, Lease
@@ -37,6 +38,7 @@ class _Durable:
     breaker: bool
     paused: bool
     services: tuple[ServiceRecord, ...]
+    cards: dict[str, int | None]
 
 
 class RemediatorCollector(Collector):
@@ -150,6 +152,7 @@ class RemediatorCollector(Collector):
                     breaker=tx.get_meta(BREAKER) is not None,
                     paused=tx.get_meta(PAUSED) is not None,
                     services=tuple(tx.inventory.service(s) for s in self._world.services),
+                    cards={n: cards_of(s, tx) for n, s in self._world.services.items()},
                 )
         except StorageError:
             return None
@@ -247,6 +250,7 @@ class RemediatorCollector(Collector):
         yield from _probed(views)
         if durable is None:
             return
+        yield from self._shares(views, durable.cards)
         yield _gauge(
             "llm_service_held",
             "1 while the service is held down on purpose.",
@@ -265,6 +269,30 @@ class RemediatorCollector(Collector):
             restarts.add_metric([record.name], record.restarts)
             out_of_memory.add_metric([record.name], record.out_of_memory)
         yield from (restarts, out_of_memory)
+
+    def _shares(
+        self, views: dict[str, ServiceView], cards: dict[str, int | None]
+    ) -> Iterator[Metric]:
+        """The shares of a GPU that servers deal out, and whether there is as much."""
+        asked = GaugeMetricFamily(
+            "llm_service_gpus_asked",
+            "Sum of the shares of a GPU that its replicas are to have.",
+            labels=["llm_service"],
+        )
+        too_much = GaugeMetricFamily(
+            "llm_service_gpus_overcommitted",
+            "1 where that is more than the cards of the service.",
+            labels=["llm_service"],
+        )
+        for name, service in self._world.services.items():
+            probe = views[name].probe if name in views else None
+            if probe is None or probe.gpus_asked is None:
+                continue
+            asked.add_metric([name], probe.gpus_asked)
+            if cards[name] is not None:
+                over = overcommitted(service, probe, cards[name])
+                too_much.add_metric([name], float(over is not None))
+        yield from (asked, too_much)
 
 
 def _probed(views: dict[str, ServiceView]) -> Iterator[Metric]:

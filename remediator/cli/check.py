@@ -12,6 +12,7 @@ from remediator.durations import format_duration
 from remediator.engine.standing import standing
 from remediator.errors import ManagerError, NoEvidence
 from remediator.gpu_control.base import knob_named
+from remediator.gpu_shares import cards_of, overcommitted
 from remediator.log import printable
 from remediator.playbooks import load as load_playbooks
 from remediator.preflight import helper_concerns
@@ -32,10 +33,11 @@ def check(config: Config) -> int:
     world = build_world(config, store, SystemClock())
     with store.reading() as tx:
         records = {name: tx.inventory.service(name) for name in world.services}
+        cards = {name: cards_of(service, tx) for name, service in world.services.items()}
         worst = _check_gates(config, tx, world.clock.now())
     worst = max(worst, _check_gpus(world), _check_helper(world))
     for name, service in sorted(world.services.items()):
-        worst = max(worst, _check_service(service, records[name]))
+        worst = max(worst, _check_service(service, records[name], cards[name]))
     with store.reading() as tx:
         return max(worst, _check_recoveries(tx, world.clock.now()))
 
@@ -76,7 +78,7 @@ def _check_gates(config: Config, tx: Transaction, now: float) -> int:
     return 1 if found.paused or found.kill_switch or found.windows else 0
 
 
-def _check_service(service: Service, record: ServiceRecord) -> int:
+def _check_service(service: Service, record: ServiceRecord, cards: int | None) -> int:
     probe = service.driver.probe()
     try:
         status = service.manager.status().detail
@@ -87,7 +89,11 @@ def _check_service(service: Service, record: ServiceRecord) -> int:
     if record.held:
         held = f"held by {record.held_by} ({printable(record.held_reason or '')}), "
     print(f"service {service.name}: {held}{probe.state} ({probe.detail}); {status}; {models}")
-    return 0 if record.held or probe.state in ("ready", "loading", "sleeping") else 2
+    concern = overcommitted(service, probe, cards)
+    if concern is not None:
+        print(printable(concern))
+    worst = 0 if concern is None else 1
+    return worst if record.held or probe.state in ("ready", "loading", "sleeping") else 2
 
 
 def _check_gpus(world: World) -> int:

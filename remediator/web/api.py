@@ -13,6 +13,7 @@ from remediator.durations import parse_moment
 from remediator.engine.gathering import PAUSED, close_breaker
 from remediator.engine.leases import forget
 from remediator.errors import NoEvidence, RemediatorError, StorageError
+from remediator.gpu_shares import cards_of, overcommitted
 from remediator.readings import GpuReading
 from remediator.store import Draft, Incident, Lease, Query, Run, Step
 from remediator.store.inventory import HOLDER, OPERATOR, RESTARTING
@@ -72,8 +73,11 @@ def services() -> Any:
     """Every configured service: what it is, how it is, and who holds it."""
     deps = _deps()
     with deps.world.store.reading() as tx:
-        records = {name: tx.inventory.service(name) for name in deps.world.services}
-    return {"services": [_service_json(name, records[name]) for name in sorted(records)]}
+        found = {
+            name: (tx.inventory.service(name), cards_of(service, tx))
+            for name, service in deps.world.services.items()
+        }
+    return {"services": [_service_json(name, *found[name]) for name in sorted(found)]}
 
 
 @blueprint.get("/api/v1/incidents")
@@ -324,9 +328,10 @@ def _moment(name: str) -> float | None:
         abort(400, f"{name}: {error}")
 
 
-def _service_json(name: str, record: Any) -> dict[str, Any]:
+def _service_json(name: str, record: Any, cards: int | None) -> dict[str, Any]:
     deps = _deps()
     service, view = deps.world.services[name], deps.prober.views.get(name)
+    concern = None if view is None else overcommitted(service, view.probe, cards)
     return {
         "name": name,
         "driver": service.config.driver,
@@ -336,6 +341,8 @@ def _service_json(name: str, record: Any) -> dict[str, Any]:
         "up": None if view is None else view.up,
         "detail": "" if view is None else view.probe.detail,
         "models": [] if view is None else [model.name for model in view.probe.models],
+        "gpus_asked": None if view is None else view.probe.gpus_asked,
+        "concern": concern,
         "held_by": record.held_by,
         "held_reason": record.held_reason,
         "restarts": record.restarts,

@@ -98,6 +98,8 @@ def _service() -> Schema:
         up=maybe("boolean"),
         detail=TEXT,
         models=listed(TEXT),
+        gpus_asked=maybe("number"),
+        concern=maybe("string"),
         held_by=maybe("string"),
         held_reason=maybe("string"),
         restarts=COUNT,
