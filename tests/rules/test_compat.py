@@ -91,7 +91,7 @@ DCGM_LABELS = {
 }
 
 # utkuozdemir/nvidia_gpu_exporter, docs/grafana/dashboard.json (Grafana 14574), August 2026. Those for MIG,
-# PCIe, the fabric, fans and the aggregate ECC counters have no rule or no reading of ours, or none of this card.
+# PCIe, the fabric, fans and the aggregate ECC counters have no rule here, or no reading of this card.
 SMI = '{uuid="$gpu", instance="$node", job="$job"}'
 REASONS = (
     "applications_clocks_setting",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from grafana.src.dashboard import Annotation, Dashboard, Variable
-from grafana.src.fleet import cards, exporters, now, services, wear
+from grafana.src.fleet import cards, exporters, links, now, services, wear
 from grafana.src.panel import RED
 
 VARIABLES = (
@@ -42,6 +42,7 @@ DASHBOARD = Dashboard(
         cards.HEAT,
         cards.WORK,
         wear.WEAR,
+        links.LINKS,
         services.ROW,
         exporters.HOST,
         exporters.EXPORTERS,

@@ -53,7 +53,18 @@ HEAT = Row(
             queries=(Query(named(card("gpu_memory_temperature_celsius")), legend=LEGEND),),
             unit="celsius",
             bottom=None,
-            width=8,
+            width=6,
+        ),
+        TimeSeries(
+            title="Margin",
+            description=(
+                "Distance to the nearest temperature at which the card slows down, as it says itself;"
+                " at 0 it does."
+            ),
+            queries=(Query(named(card("gpu_temperature_margin_celsius")), legend=LEGEND),),
+            unit="celsius",
+            bottom=None,
+            width=6,
         ),
         TimeSeries(
             title="Clocks",
@@ -65,7 +76,7 @@ HEAT = Row(
                 ),
             ),
             unit="hertz",
-            width=8,
+            width=6,
         ),
         TimeSeries(
             title="Fans",
@@ -75,7 +86,7 @@ HEAT = Row(
             ),
             unit="percentunit",
             top=1,
-            width=8,
+            width=6,
         ),
         Timeline(
             title="What holds the clocks down",
@@ -141,7 +152,7 @@ WORK = Row(
                 Query(f"min({card('gpu_saturation_threshold_seconds')})", legend="suspected"),
             ),
             unit="s",
-            width=8,
+            width=12,
             overrides=(limit_line("^suspected$", YELLOW),),
         ),
         TimeSeries(
@@ -150,7 +161,7 @@ WORK = Row(
             queries=(Query(named(card("gpu_processes")), legend=LEGEND),),
             unit="none",
             decimals=0,
-            width=8,
+            width=12,
         ),
         TimeSeries(
             title="Memory by process",
@@ -163,7 +174,23 @@ WORK = Row(
                 ),
             ),
             unit="bytes",
-            width=8,
+            width=12,
+        ),
+        TimeSeries(
+            title="Utilisation by process",
+            description=(
+                "The ten busiest of the chosen cards: the share of time in which kernels of the process"
+                " ran. One that does not compute has none."
+            ),
+            queries=(
+                Query(
+                    "topk(10, sum by (instance, gpu, process, pid)"
+                    f" ({card('gpu_process_utilization_ratio')}))",
+                    legend="{{instance}} {{gpu}} {{process}} {{pid}}",
+                ),
+            ),
+            unit="percentunit",
+            width=12,
         ),
     ),
 )
