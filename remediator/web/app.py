@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import math
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,6 +20,8 @@ from remediator.web import alerts, api, approvals, openapi, page, reload, status
 from remediator.web.auth import Identities
 from remediator.world import World
 from serving.answer import accepts_gzip, preferred_format
+
+_BELIEVED_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -68,9 +72,11 @@ def create_app(deps: Deps, identities: Identities) -> Flask:
     def healthy() -> Response:
         return _probe("healthy", deps.health())
 
+    readiness = _Readiness(deps)
+
     @app.get("/-/ready")
     def ready() -> Response:
-        return _probe("ready", deps.readiness())
+        return _probe("ready", readiness.problem())
 
     @app.errorhandler(HTTPException)
     def http_error(error: HTTPException) -> Response:
@@ -90,6 +96,29 @@ def create_app(deps: Deps, identities: Identities) -> Flask:
         return response
 
     return app
+
+
+class _Readiness:
+    """Everybody may ask whether it is ready, and that is a durable write: one a second is enough.
+
+    Only what was well is believed for that long, and only while nothing says otherwise.
+    """
+
+    def __init__(self, deps: Deps) -> None:
+        self._deps = deps
+        self._lock = threading.Lock()
+        self._well_until = -math.inf
+
+    def problem(self) -> str | None:
+        """A sentence; None when all is well."""
+        world = self._deps.world
+        with self._lock:
+            now = world.clock.monotonic()
+            if now < self._well_until and not world.store.failing and not world.stopping.is_set():
+                return self._deps.health()
+            problem = self._deps.readiness()
+            self._well_until = now + _BELIEVED_SECONDS if problem is None else -math.inf
+            return problem
 
 
 def _probe(word: str, problem: str | None) -> Response:

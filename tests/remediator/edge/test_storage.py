@@ -216,3 +216,27 @@ def test_the_log_tells_what_the_audit_keeps_and_nothing_that_was_not_committed(
         ("INFO", "decision alertname=GPUHang target=gpu:GPU-1: it acts"),
         ("WARNING", "run_finished run=7: it broke"),
     ]
+
+
+def test_a_crowd_that_asks_whether_it_is_ready_costs_one_write_a_second(
+    remediator: InProcess,
+) -> None:
+    client = remediator.client()
+
+    def ready() -> int:
+        return client.get("/-/ready").status_code
+
+    assert ready() == 200
+    before = remediator.store._db.total_changes
+    assert [ready() for _ in range(20)] == [200] * 20
+    assert remediator.store._db.total_changes == before
+    remediator.clock.seconds += 2
+    assert ready() == 200
+    assert remediator.store._db.total_changes > before
+    # Whatever was found a moment ago: a store that fails is not ready, nor is who shuts down.
+    remediator.store.failing = True
+    before = remediator.store._db.total_changes
+    assert ready() == 200
+    assert remediator.store._db.total_changes > before
+    remediator.remediator.world.stopping.set()
+    assert ready() == 503
