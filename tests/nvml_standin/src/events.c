@@ -3,6 +3,7 @@
 #include "state.h"
 
 #include <fcntl.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,8 +14,9 @@
 enum { POLL_MS = 20, LINE_SIZE = 256 };
 
 struct nvmlEventSet_st {
-    nvmlDevice_t devices[MAX_GPUS];
-    unsigned count;
+    /* Threads register cards while another one waits. */
+    _Atomic(nvmlDevice_t) devices[MAX_GPUS];
+    atomic_uint count;
     off_t read;
 };
 
@@ -45,15 +47,18 @@ static bool parse(nvmlEventSet_t set, const char *line, nvmlEventData_t *data) {
     unsigned long long xid;
     if (sscanf(line, "%95s %llu", uuid, &xid) != 2)
         return false;
-    for (unsigned i = 0; i < set->count; i++)
-        if (strcmp(set->devices[i]->uuid, uuid) == 0) {
-            *data = (nvmlEventData_t){.device = set->devices[i],
+    const unsigned count = atomic_load(&set->count);
+    for (unsigned i = 0; i < count && i < MAX_GPUS; i++) {
+        nvmlDevice_t device = atomic_load(&set->devices[i]);
+        if (device && strcmp(device->uuid, uuid) == 0) {
+            *data = (nvmlEventData_t){.device = device,
                                       .eventType = nvmlEventTypeXidCriticalError,
                                       .eventData = xid,
                                       .gpuInstanceId = 0xFFFFFFFF,
                                       .computeInstanceId = 0xFFFFFFFF};
             return true;
         }
+    }
     return false;
 }
 
@@ -73,6 +78,7 @@ nvmlReturn_t nvmlEventSetCreate(nvmlEventSet_t *set) {
 }
 
 nvmlReturn_t nvmlEventSetFree(nvmlEventSet_t set) {
+    TRY(standin_enter(__func__, NULL));
     free(set);
     return NVML_SUCCESS;
 }
@@ -85,9 +91,12 @@ nvmlReturn_t nvmlDeviceGetSupportedEventTypes(nvmlDevice_t device, unsigned long
 
 nvmlReturn_t nvmlDeviceRegisterEvents(nvmlDevice_t device, unsigned long long types, nvmlEventSet_t set) {
     TRY(standin_enter(__func__, device));
-    if (types & ~(unsigned long long)nvmlEventTypeXidCriticalError || set->count == MAX_GPUS)
+    if (types & ~(unsigned long long)nvmlEventTypeXidCriticalError)
         return NVML_ERROR_NOT_SUPPORTED;
-    set->devices[set->count++] = device;
+    const unsigned place = atomic_fetch_add(&set->count, 1);
+    if (place >= MAX_GPUS)
+        return NVML_ERROR_NOT_SUPPORTED;
+    atomic_store(&set->devices[place], device);
     return NVML_SUCCESS;
 }
 

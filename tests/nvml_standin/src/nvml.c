@@ -33,7 +33,10 @@ nvmlReturn_t nvmlInitWithFlags(unsigned int flags) {
 nvmlReturn_t nvmlInit_v2(void) { return nvmlInitWithFlags(0); }
 nvmlReturn_t nvmlInit(void) { return nvmlInitWithFlags(0); }
 
-nvmlReturn_t nvmlShutdown(void) { return standin_shutdown(); }
+nvmlReturn_t nvmlShutdown(void) {
+    TRY(standin_enter(__func__, NULL));
+    return standin_shutdown();
+}
 
 const char *nvmlErrorString(nvmlReturn_t code) {
     switch (code) {
