@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from exporter.attribution import NameProcesses, cap
 from exporter.backends.base import Device
+from exporter.card_opener import CardOpener
 from exporter.clock import Clock
 from exporter.errors import BackendError, DeviceFault, ReadingError
 from exporter.frames import (
@@ -22,6 +24,7 @@ from exporter.readings import FaultReason
 
 Emit = Callable[[Frame], None]
 _HEALTH = "health"
+_ENUMERATION = "enumeration"
 # After an Xid the driver may ask for a reset: for so long its health is read with each sample.
 _ALERT_SECONDS = 10.0
 
@@ -36,6 +39,7 @@ class Schedule:
         health: what changes seldom: ECC, remapped rows, recovery action.
         check: looking whether GPUs came or went.
         retry: the first pause before opening again what failed; it doubles up to `retry_limit`.
+        opening: how long opening one GPU may take before it counts as one that does not answer.
         process_limit: how many processes a GPU are told apart.
     """
 
@@ -45,6 +49,7 @@ class Schedule:
     check: float = 10.0
     retry: float = 1.0
     retry_limit: float = 60.0
+    opening: float = 5.0
     process_limit: int = 128
 
 
@@ -83,22 +88,22 @@ class _Seldom:
 
 
 class DeviceSampler:
-    """The thread of one GPU."""
+    """The thread of one GPU: it reads it, and opens it first where that is still to be done."""
 
     def __init__(
         self,
-        device: Device,
+        device: Device | CardOpener,
         schedule: Schedule,
         emit: Emit,
         running: Running,
         clock: Clock,
         name_processes: NameProcesses = list,
     ) -> None:
-        self.uuid = device.info.uuid
+        self._opener = device if isinstance(device, CardOpener) else None
+        self._device = None if isinstance(device, CardOpener) else device
         self.faulted = False
         self.recovered = False
         self.backend_gone = threading.Event()
-        self._device = device
         self._schedule = schedule
         self._emit = emit
         self._running = running
@@ -108,12 +113,16 @@ class DeviceSampler:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
+    @property
+    def uuid(self) -> str:
+        """Which GPU it is; empty before it was opened."""
+        return "" if self._device is None else self._device.info.uuid
+
     def resume(self) -> None:
         """Begin to sample, or go on if it was asked to stop and has not."""
         self._stop.clear()
         if self._thread is None or not self._thread.is_alive():
-            name = f"gpu-{self.uuid}"
-            self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+            self._thread = threading.Thread(target=self._run, daemon=True)
             self._thread.start()
 
     def heard_xid(self) -> None:
@@ -132,13 +141,38 @@ class DeviceSampler:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
+        if self._device is None and self._opener is not None:
+            self._device = self._open(self._opener)
+        if self._device is None or self._stop.is_set():
+            return
+        threading.current_thread().name = f"gpu-{self.uuid}"
+        self._sample_until_stopped(self._device)
+
+    def _open(self, opener: CardOpener) -> Device | None:
+        threading.current_thread().name = f"opening-{opener.index}"
+        what = f"opening GPU {opener.index}"
+        self._running.begin(what)
+        try:
+            return opener.open()
+        except BackendError:
+            self.backend_gone.set()
+        except Exception as error:  # noqa: BLE001  a bug in opening one GPU must show, and hold up no other
+            now, message = self._clock.monotonic(), f"{type(error).__name__}: {error}"
+            self._emit(FaultFrame("", now, _ENUMERATION, "bug", message=message))
+        finally:
+            self._running.end(what)
+        return None
+
+    def _sample_until_stopped(self, device: Device) -> None:
         due = self._clock.monotonic()
         seldom = [
-            _Seldom("processes", self._processes, self._schedule.processes, due),
-            _Seldom(_HEALTH, self._health, self._schedule.health, due),
+            _Seldom("processes", partial(self._processes, device), self._schedule.processes, due),
+            _Seldom(_HEALTH, partial(self._health, device), self._schedule.health, due),
         ]
         while not self._stop.is_set():
-            self._guarded("sample", self._sample)
+            self._guarded("sample", partial(self._sample, device))
+            if self._opener is not None and not self.faulted and self._opener.is_due():
+                self._guarded(_ENUMERATION, self._opener.ask_again)
             for one in seldom:
                 if not self.faulted and self._is_due(one):
                     self._guarded(one.collector, one.collect)
@@ -178,9 +212,9 @@ class DeviceSampler:
         finally:
             self._running.end(self.uuid)
 
-    def _sample(self) -> None:
+    def _sample(self, device: Device) -> None:
         time, monotonic = self._clock.time(), self._clock.monotonic()
-        result = self._device.sample()
+        result = device.sample()
         self.recovered = self.recovered or self.faulted
         self.faulted = False
         took = self._clock.monotonic() - monotonic
@@ -190,9 +224,9 @@ class DeviceSampler:
             self._emit(XidFrame(self.uuid, time, xid))
             self.heard_xid()
 
-    def _processes(self) -> None:
+    def _processes(self, device: Device) -> None:
         monotonic = self._clock.monotonic()
-        found = self._device.processes()
+        found = device.processes()
         if found is None:
             self._emit(ProcessesFrame(self.uuid, monotonic))
             return
@@ -200,8 +234,8 @@ class DeviceSampler:
         took = self._clock.monotonic() - monotonic
         self._emit(ProcessesFrame(self.uuid, monotonic, tuple(named), len(found), took))
 
-    def _health(self) -> None:
+    def _health(self, device: Device) -> None:
         monotonic = self._clock.monotonic()
-        result = self._device.health()
+        result = device.health()
         took = self._clock.monotonic() - monotonic
         self._emit(HealthFrame(self.uuid, monotonic, result.health, took, result.errors))

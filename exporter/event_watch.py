@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
-from exporter.backends.base import EventSource
+from exporter.backends.base import EventSource, XidEvent
 from exporter.clock import Clock
 from exporter.errors import BackendError, ReadingError
 from exporter.frames import FaultFrame, Frame, XidFrame
@@ -13,6 +14,44 @@ from exporter.frames import FaultFrame, Frame, XidFrame
 COLLECTOR = "events"
 # One wait; also how long the driver may take to let go of us.
 _WAIT_SECONDS = 1.0
+# A wait for events comes back a little late on a busy machine.
+_LATE_SECONDS = 1.0
+_PAUSE_LIMIT = 60.0
+_T = TypeVar("_T")
+
+
+class TimedEvents:
+    """An event source that knows when a wait should have been over: then it is a call that hangs."""
+
+    def __init__(self, source: EventSource, clock: Clock) -> None:
+        self._source = source
+        self._clock = clock
+        self._due: float | None = None
+
+    def open(self) -> bool:
+        """Begin to listen as the source does."""
+        return self._timed(self._source.open, 0.0)
+
+    def wait(self, seconds: float) -> Sequence[XidEvent]:
+        """Wait as the source does."""
+        return self._timed(lambda: self._source.wait(seconds), seconds)
+
+    def close(self) -> None:
+        """Let go of the source."""
+        self._timed(self._source.close, 0.0)
+
+    def overdue_since(self) -> float | None:
+        """When the wait that is going on should have come back (monotonic); None while it may take."""
+        due = self._due
+        late = due is not None and self._clock.monotonic() >= due + _LATE_SECONDS
+        return due if late else None
+
+    def _timed(self, call: Callable[[], _T], seconds: float) -> _T:
+        self._due = self._clock.monotonic() + seconds
+        try:
+            return call()
+        finally:
+            self._due = None
 
 
 class EventWatcher:
@@ -34,29 +73,43 @@ class EventWatcher:
             self._thread.start()
 
     def stop(self) -> bool:
-        """End after the wait that it is in; false when that did not come back in time."""
+        """Let go of the source after the wait that it is in; false when a call did not come back in time."""
         self._stop.set()
         if self._thread is None:
             return True
         self._thread.join(2 * _WAIT_SECONDS)
         return not self._thread.is_alive()
 
-    def close(self) -> None:
-        """Let go of the source; only after `stop` said that the thread has ended."""
-        self._source.close()
-
     def _run(self) -> None:
+        pause = _WAIT_SECONDS
         while not self._stop.is_set():
-            try:
-                for event in self._source.wait(_WAIT_SECONDS):
-                    self._emit(XidFrame(event.uuid, self._clock.time(), event.xid))
-            except BackendError as error:
-                self.backend_gone.set()
-                self._failed(f"backend_{error.reason}", str(error))
-            except ReadingError as error:
-                self._failed(str(error), "")
-            except Exception as error:  # noqa: BLE001  a bug here must not end the thread
-                self._failed("bug", f"{type(error).__name__}: {error}")
+            tells = self._guarded(self._source.open)
+            if tells is None:
+                self._clock.wait(self._stop, pause)
+                pause = min(2 * pause, _PAUSE_LIMIT)
+                continue
+            if not tells:
+                return
+            while not self._stop.is_set():
+                self._guarded(self._wait)
+            # Here, where it holds up no GPU when it does not come back.
+            self._source.close()
+
+    def _wait(self) -> None:
+        for event in self._source.wait(_WAIT_SECONDS):
+            self._emit(XidFrame(event.uuid, self._clock.time(), event.xid))
+
+    def _guarded(self, call: Callable[[], _T]) -> _T | None:
+        try:
+            return call()
+        except BackendError as error:
+            self.backend_gone.set()
+            self._failed(f"backend_{error.reason}", str(error))
+        except ReadingError as error:
+            self._failed(str(error), "")
+        except Exception as error:  # noqa: BLE001  a bug here must not end the thread
+            self._failed("bug", f"{type(error).__name__}: {error}")
+        return None
 
     def _failed(self, reason: str, message: str) -> None:
         self._emit(FaultFrame("", self._clock.monotonic(), COLLECTOR, reason, message=message))

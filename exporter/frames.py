@@ -44,15 +44,20 @@ class FailedDevice:
 
 @dataclass(frozen=True, slots=True)
 class DevicesFrame:
-    """A complete enumeration: what is not named here is not there.
+    """An enumeration: what is not named here is not there, unless some are still being opened.
 
-    `watched` are the uuids of the GPUs whose Xid errors are told of.
+    Attributes:
+        watched: uuids of the GPUs whose Xid errors are told of.
+        opening: indices of those that are still being opened: what is missing may be one of them.
+        errors: one word for each thing that failed since the last such frame.
     """
 
     devices: tuple[DeviceInfo, ...]
     failed: tuple[FailedDevice, ...] = ()
     duration_seconds: float = 0.0
     watched: tuple[str, ...] = ()
+    opening: tuple[int, ...] = ()
+    errors: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +214,8 @@ _NESTED: dict[type[Any], dict[str, Callable[[Any], Any]]] = {
         "devices": _many(DeviceInfo),
         "failed": _many(FailedDevice),
         "watched": tuple,
+        "opening": tuple,
+        "errors": tuple,
     },
     SampleFrame: {"sample": _one(Sample), "errors": tuple, "utilization": _spans},
     Sample: {"clock_events": tuple, "fan_speed_ratios": tuple},

@@ -1,100 +1,27 @@
-"""Keeps the backend open, with a thread for each GPU and one for what the driver tells itself."""
+"""Keeps the backend open: a session for as long as it goes well, and then another one."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from exporter.attribution import NameProcesses
-from exporter.backends.base import Backend, Device, Enumeration, EventSource, XidEvent
+from exporter.backends.base import Backend, Device, Enumeration, OpensApart
+from exporter.card_opener import CardOpener, Retry
 from exporter.clock import Clock
 from exporter.device_sampler import DeviceSampler, Emit, Running, Schedule
 from exporter.errors import BackendError
-from exporter.event_watch import EventWatcher
-from exporter.frames import BackendFrame, DevicesFrame, Frame, XidFrame
+from exporter.event_watch import EventWatcher, TimedEvents
+from exporter.frames import BackendFrame, Frame, XidFrame
 from exporter.readings import BackendReason
+from exporter.roster import Roster
+from exporter.session import Session
+from exporter.version_asker import VersionAsker
 
 ENUMERATION = "enumeration"
 EVENTS = "events"
 # A call that takes longer makes opening again wait: it would hold up the healthy GPUs.
 _STUCK_SECONDS = 2.0
-# A wait for events comes back a little late on a busy machine.
-_LATE_SECONDS = 1.0
-
-
-class TimedEvents:
-    """An event source that knows when a wait should have been over: then it is a call that hangs."""
-
-    def __init__(self, source: EventSource, clock: Clock) -> None:
-        self._source = source
-        self._clock = clock
-        self._due: float | None = None
-
-    def wait(self, seconds: float) -> Sequence[XidEvent]:
-        """Wait as the source does."""
-        self._due = self._clock.monotonic() + seconds
-        try:
-            return self._source.wait(seconds)
-        finally:
-            self._due = None
-
-    def close(self) -> None:
-        """Let go of the source."""
-        self._source.close()
-
-    def overdue_since(self) -> float | None:
-        """When the wait that is going on should have come back (monotonic); None while it may take."""
-        due = self._due
-        late = due is not None and self._clock.monotonic() >= due + _LATE_SECONDS
-        return due if late else None
-
-
-class Session:
-    """The backend opened once, a sampler for each GPU that it found, and one for its events."""
-
-    def __init__(
-        self, backend: Backend, samplers: Iterable[DeviceSampler], events: EventWatcher | None
-    ) -> None:
-        self._backend = backend
-        self._samplers = tuple(samplers)
-        self._events = events
-
-    def resume(self) -> None:
-        """Start every thread that is not running."""
-        for sampler in self._samplers:
-            sampler.resume()
-        if self._events is not None:
-            self._events.resume()
-
-    def backend_gone(self) -> bool:
-        """Tell whether a thread found that the whole backend is gone."""
-        if self._events is not None and self._events.backend_gone.is_set():
-            return True
-        return any(sampler.backend_gone.is_set() for sampler in self._samplers)
-
-    def needs_reopening(self) -> bool:
-        """Tell whether a GPU is down, or was: what was read of it when it was opened is old."""
-        return any(sampler.faulted or sampler.recovered for sampler in self._samplers)
-
-    def close(self, timeout: float) -> bool:
-        """End all samplers and close the backend.
-
-        Returns:
-            False when a call did not come back in `timeout` seconds: then nothing is closed,
-            because closing under a running call is not safe.
-        """
-        # First what takes longest to stop: the GPUs are read meanwhile.
-        if self._events is not None and not self._events.stop():
-            return False
-        for sampler in self._samplers:
-            sampler.stop()
-        if not all(sampler.join(timeout) for sampler in self._samplers):
-            return False
-        if self._events is not None:
-            self._events.close()
-        self._backend.close()
-        return True
 
 
 class Collector:
@@ -124,8 +51,13 @@ class Collector:
 
     def running_since(self) -> dict[str, float]:
         """When each call that has not come back began (monotonic); a wait counts when it is overdue."""
+        running, session = self.running.since(), self._session
         overdue = None if self._events is None else self._events.overdue_since()
-        return self.running.since() | ({} if overdue is None else {EVENTS: overdue})
+        if overdue is not None:
+            running[EVENTS] = overdue
+        if session is not None and session.roster.blind():
+            running[ENUMERATION] = session.roster.started
+        return running
 
     def start(self) -> None:
         """Begin in a thread of its own: opening a driver may hang too."""
@@ -171,15 +103,16 @@ class Collector:
     def _open(self) -> _Watch:
         started = self._clock.monotonic()
         self.running.begin(ENUMERATION)
-        fingerprint, troubled = None, True
+        fingerprint = None
         try:
             fingerprint = self._backend.fingerprint()
-            found = self._backend.open()
-            present = {device.info.uuid for device in found.devices}
-            self._seen |= present
-            troubled = bool(found.failed) or present != self._seen
-            self._announce(found, self._clock.monotonic() - started)
-            self._session = self._session_of(found)
+            found = self._found()
+            self._session = self._session_of(found, started)
+            driver, cuda = found.driver_version, found.cuda_version
+            self._emit(
+                BackendFrame(self._backend.name, up=True, driver_version=driver, cuda_version=cuda)
+            )
+            self._session.roster.begin()
             self._session.resume()
         except BackendError as error:
             self._emit(
@@ -191,23 +124,37 @@ class Collector:
             self._emit(BackendFrame(self._backend.name, up=False, reason=unknown, message=message))
         finally:
             self.running.end(ENUMERATION)
-        return _Watch(self._clock.monotonic(), fingerprint, troubled)
+        return _Watch(self._clock.monotonic(), fingerprint)
 
-    def _session_of(self, found: Enumeration) -> Session:
-        samplers = {one.info.uuid: self._sampler(one) for one in found.devices}
+    def _found(self) -> Enumeration:
+        backend = self._backend
+        return backend.begin() if isinstance(backend, OpensApart) else backend.open()
+
+    def _session_of(self, found: Enumeration, started: float) -> Session:
+        name, schedule, clock = self._backend.name, self._schedule, self._clock
+        roster = Roster(name, found, self._emit, clock, started, schedule.opening)
+        samplers = [self._sampler(device) for device in found.devices]
+        samplers += [self._sampler(CardOpener(card, roster, self._retry())) for card in found.cards]
 
         def heard(frame: Frame) -> None:
             self._emit(frame)
-            if isinstance(frame, XidFrame) and frame.uuid in samplers:
-                samplers[frame.uuid].heard_xid()
+            for sampler in samplers:
+                if isinstance(frame, XidFrame) and frame.uuid == sampler.uuid:
+                    sampler.heard_xid()
 
-        events = None
+        events = versions = None
         if found.events is not None:
-            self._events = TimedEvents(found.events, self._clock)
-            events = EventWatcher(self._events, heard, self._clock)
-        return Session(self._backend, samplers.values(), events)
+            self._events = TimedEvents(found.events, clock)
+            events = EventWatcher(self._events, heard, clock)
+        if found.versions is not None:
+            ask, retry = found.versions, self._retry()
+            versions = VersionAsker(name, ask, self._emit, self.running, clock, retry)
+        return Session(self._backend, roster, samplers, events, versions)
 
-    def _sampler(self, device: Device) -> DeviceSampler:
+    def _retry(self) -> Retry:
+        return Retry(self._clock, self._schedule.retry, self._schedule.retry_limit)
+
+    def _sampler(self, device: Device | CardOpener) -> DeviceSampler:
         return DeviceSampler(
             device,
             self._schedule,
@@ -217,25 +164,11 @@ class Collector:
             self._name_processes,
         )
 
-    def _announce(self, found: Enumeration, took: float) -> None:
-        driver, cuda = found.driver_version, found.cuda_version
-        self._emit(
-            BackendFrame(self._backend.name, up=True, driver_version=driver, cuda_version=cuda)
-        )
-        infos = tuple(device.info for device in found.devices)
-        self._emit(DevicesFrame(infos, found.failed, took, found.watched))
-
     def _wait_for_reason_to_reopen(self, watch: _Watch) -> bool:
         calm_since = check_at = self._clock.monotonic()
         while not self._clock.wait(self._stop, 0.1):
             now = self._clock.monotonic()
-            session = self._session
-            if (
-                watch.troubled
-                or session is None
-                or session.needs_reopening()
-                or session.backend_gone()
-            ):
+            if self._is_troubled():
                 calm_since = now
                 if now >= watch.opened_at + self._pause and not self._stuck(now):
                     self._pause = min(self._pause * 2, self._schedule.retry_limit)
@@ -249,18 +182,25 @@ class Collector:
                     return True
         return True
 
+    def _is_troubled(self) -> bool:
+        """Tell whether it did not open, or not with every GPU that was ever seen, or lost one since."""
+        session = self._session
+        if session is None:
+            return True
+        session.roster.look()
+        self._seen |= session.roster.present()
+        incomplete = session.roster.incomplete(self._seen)
+        return incomplete or session.needs_reopening() or session.backend_gone()
+
     def _stuck(self, now: float) -> bool:
+        if self._session is not None and self._session.roster.opening():
+            return True
         return any(now - since > _STUCK_SECONDS for since in self.running.since().values())
 
 
 @dataclass(frozen=True, slots=True)
 class _Watch:
-    """What to compare with while a session is open.
-
-    Attributes:
-        troubled: it did not open, or not with every GPU that was ever seen.
-    """
+    """What to compare with while a session is open."""
 
     opened_at: float
     fingerprint: object
-    troubled: bool

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from exporter import xids
 from exporter.clock import Clock
@@ -13,7 +14,6 @@ from exporter.errors import StorageError
 from exporter.frames import (
     BackendFrame,
     DevicesFrame,
-    FailedDevice,
     FaultFrame,
     Frame,
     HealthFrame,
@@ -199,9 +199,10 @@ class Store:
 
     def _take_devices(self, frame: DevicesFrame) -> None:
         now = self._clock.monotonic()
-        self._last_devices = frame
-        self._visible = len(frame.devices)
-        self._enumeration_seconds = frame.duration_seconds
+        self._last_devices = replace(frame, errors=())
+        if not frame.opening:
+            self._visible = len(frame.devices)
+            self._enumeration_seconds = frame.duration_seconds
         devices = [self._inventory.complete(info) for info in frame.devices]
         for info in devices:
             state = self._gpus.get(info.uuid)
@@ -214,39 +215,46 @@ class Store:
         except StorageError as error:
             self._errors["inventory", "storage"] += 1
             self._say("inventory", str(error))
-        for failed in frame.failed:
-            self._errors["enumeration", str(failed.reason)] += 1
+        for word in frame.errors:
+            self._errors["enumeration", word] += 1
         visible = {info.uuid for info in devices}
         self._unwatched = visible - set(frame.watched)
         for uuid in frame.watched:
             self._xids.watch(uuid)
         found = f"{len(devices)} GPUs, driver {self._backend.driver_version or 'unknown'}"
-        if found != self._said.get("devices"):
+        if not frame.opening and found != self._said.get("devices"):
             self._said["devices"] = found
             _log.info("backend %s: %s", self._backend.name, found)
-        self._expect_missing(frame.failed, visible)
+        self._expect_missing(frame, visible)
         self._know_cards()
 
-    def _expect_missing(self, failed: tuple[FailedDevice, ...], visible: set[str]) -> None:
-        """Bring down what is expected and not there; forget what is neither."""
+    def _expect_missing(self, frame: DevicesFrame, visible: set[str]) -> None:
+        """Bring down what is expected and not there; forget what is neither.
+
+        What is missing while some are still being opened may be one of them.
+        """
         missing = {info.uuid: info for info in self._inventory.missing(visible)}
-        by_index = {one.index: one for one in failed}
+        by_index = {one.index: one for one in frame.failed}
         for info in missing.values():
             known = by_index.pop(info.index, None) if info.index is not None else None
-            reason = FaultReason.LOST if known is None else known.reason
-            message = (
-                "expected, but the driver does not list it" if known is None else known.message
-            )
-            self._missing(info, reason, message)
+            if known is not None:
+                self._missing(info, known.reason, known.message)
+            elif frame.opening:
+                self._await(info)
+            else:
+                message = "expected, but the driver does not list it"
+                self._missing(info, FaultReason.LOST, message)
         for one in by_index.values():
             self._missing(DeviceInfo(one.index, f"unknown-{one.index}"), one.reason, one.message)
         keep = visible | missing.keys() | {f"unknown-{index}" for index in by_index}
         self._gpus = {uuid: state for uuid, state in self._gpus.items() if uuid in keep}
 
+    def _await(self, info: DeviceInfo) -> GpuState:
+        new = GpuState(info, self._policy, self._deadlines, self._clock.monotonic())
+        return self._gpus.setdefault(info.uuid, new)
+
     def _missing(self, info: DeviceInfo, reason: FaultReason, message: str) -> None:
-        now = self._clock.monotonic()
-        state = self._gpus.setdefault(info.uuid, GpuState(info, self._policy, self._deadlines, now))
-        state.vanished(reason, message)
+        self._await(info).vanished(reason, message)
         self._say(info.uuid, f"GPU {info.uuid}: {reason}: {message}")
 
     def _take_sample(self, frame: SampleFrame) -> None:

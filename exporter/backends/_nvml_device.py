@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -117,14 +117,33 @@ class NvmlDevice:
         self.handle = handle
         self._library = library
         self._reader = Reader(library.nvml, handle, _CALLS, library.environment)
+        self._facts: dict[str, Any] = {}
+        self._untold: set[str] = set()
         self._info = self._describe(index, str(library.nvml.nvmlDeviceGetUUID(handle)))
+        self.open_errors = self._reader.words()
         self._buffers = library.buffers.setdefault(self._info.uuid, Buffers())
         self._nvlinks = _nvml_links.NvLinks(self._reader, self._buffers.links)
 
     @property
     def info(self) -> DeviceInfo:
-        """What was read when it was opened."""
+        """What was read when it was opened, or since."""
         return self._info
+
+    @property
+    def is_described(self) -> bool:
+        """False while something that does not change could not be read yet."""
+        return not self._untold
+
+    def describe_again(self) -> tuple[str, ...]:
+        """Read what could not be read when it was opened; one word for each failure.
+
+        Raises:
+            DeviceFault: the GPU is lost or wants a reset.
+            BackendError: the driver is gone for all.
+        """
+        self._reader.begin()
+        self._info = self._describe(self._info.index, self._info.uuid)
+        return self._reader.words()
 
     def sample(self) -> SampleResult:
         """Read what changes all the time."""
@@ -149,7 +168,7 @@ class NvmlDevice:
             power_watts=_scaled(read("power"), 1e-3),
             power_limit_watts=_scaled(read("power_limit"), 1e-3),
             energy_joules=self._energy(fields, now),
-            clocks_hertz=self._clocks("clock"),
+            clocks_hertz=_hertz("clock", read),
             clock_events=None if events is None else clock_event_names(events),
             fan_speed_ratios=read("fans"),
             performance_state=_performance_state(read("performance_state")),
@@ -184,26 +203,36 @@ class NvmlDevice:
             raise ReadingError(self._reader.words()[0])
         return HealthResult(health, self._reader.words())
 
-    def _describe(self, index: int, uuid: str) -> DeviceInfo:
-        read = self._reader.read
-        memory = read("memory")
-        limits = read("power_limit_range")
-        low, high = (None, None) if limits is None else limits
+    def _describe(self, index: int | None, uuid: str) -> DeviceInfo:
+        self._untold.clear()
+        fact = self._fact
+        memory = fact("memory")
+        low, high = fact("power_limit_range") or (None, None)
         return DeviceInfo(
             index=index,
             uuid=uuid,
-            name=str(read("name") or ""),
-            pci_bus_id=str(read("pci_bus_id") or ""),
-            vbios_version=str(read("vbios_version") or ""),
+            name=str(fact("name") or ""),
+            pci_bus_id=str(fact("pci_bus_id") or ""),
+            vbios_version=str(fact("vbios_version") or ""),
             memory_total_bytes=memory and int(memory.total),
-            power_limit_default_watts=_scaled(read("power_limit_default"), 1e-3),
+            power_limit_default_watts=_scaled(fact("power_limit_default"), 1e-3),
             power_limit_min_watts=_scaled(low, 1e-3),
             power_limit_max_watts=_scaled(high, 1e-3),
-            pcie_link_generation_max=_nvml_links.link_number(read("pcie_generation_max")),
-            pcie_link_width_max=_nvml_links.link_number(read("pcie_width_max")),
-            clocks_max_hertz=self._clocks("clock_max") or {},
+            pcie_link_generation_max=_nvml_links.link_number(fact("pcie_generation_max")),
+            pcie_link_width_max=_nvml_links.link_number(fact("pcie_width_max")),
+            clocks_max_hertz=_hertz("clock_max", fact) or {},
             temperature_limits_celsius=self._temperature_limits(),
         )
+
+    def _fact(self, reading: str) -> Any:
+        """Read what does not change, once; what fails is noted for another try."""
+        if reading not in self._facts:
+            failures = len(self._reader.failures)
+            self._facts[reading] = self._reader.read(reading)
+            if len(self._reader.failures) > failures:
+                self._untold.add(reading)
+                del self._facts[reading]
+        return self._facts.get(reading)
 
     def _energy(self, fields: Mapping[int, float], now: float) -> float | None:
         """Return the card's own counter, or else what the driver's power samples sum up to."""
@@ -214,17 +243,16 @@ class NvmlDevice:
             return self._buffers.energy(self._reader, now)
         return _scaled(millijoules, 1e-3)
 
-    def _clocks(self, prefix: str) -> dict[str, float] | None:
-        megahertz = {name: self._reader.read(f"{prefix}_{name}") for name in CLOCK_DOMAINS}
-        clocks = {name: value * 1e6 for name, value in megahertz.items() if value is not None}
-        return clocks or None
-
     def _temperature_limits(self) -> dict[str, float]:
         # Zero is how some drivers spell "no such limit".
-        read = {
-            name: self._reader.read(f"temperature_limit_{name}") for name in _TEMPERATURE_LIMITS
-        }
+        read = {name: self._fact(f"temperature_limit_{name}") for name in _TEMPERATURE_LIMITS}
         return {name: float(value) for name, value in read.items() if value}
+
+
+def _hertz(prefix: str, read: Callable[[str], Any]) -> dict[str, float] | None:
+    megahertz = {name: read(f"{prefix}_{name}") for name in CLOCK_DOMAINS}
+    clocks = {name: value * 1e6 for name, value in megahertz.items() if value is not None}
+    return clocks or None
 
 
 def _scaled(value: float | None, factor: float) -> float | None:

@@ -28,6 +28,8 @@ UNKNOWN = 999
 
 # The driver is older or newer than this call: another spelling of it may work.
 TRY_ANOTHER_CALL = frozenset({FUNCTION_NOT_FOUND, ARGUMENT_VERSION_MISMATCH, DEPRECATED})
+# What it says it cannot do, it cannot do until it is opened again.
+NEVER = TRY_ANOTHER_CALL | {NOT_SUPPORTED}
 EMPTY = frozenset({NOT_FOUND, NO_DATA})
 # The connection to the driver is gone for every GPU.
 BACKEND_LOST = frozenset({UNINITIALIZED, DRIVER_NOT_LOADED, LIB_RM_VERSION_MISMATCH})

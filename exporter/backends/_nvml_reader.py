@@ -179,7 +179,7 @@ class Reader:
             raise DeviceFault(codes.device_fault(code), f"{reading}: {error}") from error
         if code in codes.BACKEND_LOST:
             raise codes.backend_error(code, str(error), self._environment) from error
-        if code == codes.NOT_SUPPORTED or code in codes.TRY_ANOTHER_CALL:
+        if code in codes.NEVER:
             self._unsupported.add(reading)
         elif code not in codes.EMPTY:
             self.failures.append(code)

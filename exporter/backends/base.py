@@ -7,9 +7,9 @@ business, not the backend's. It reads; it never writes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from exporter.frames import FailedDevice
 from exporter.readings import DeviceHealth, DeviceInfo, ProcessUse, Sample, Spans
@@ -90,7 +90,14 @@ class XidEvent:
 
 
 class EventSource(Protocol):
-    """What a driver tells by itself. One thread waits for it, beside those that read."""
+    """What a driver tells by itself. One thread opens it and waits for it, beside those that read."""
+
+    def open(self) -> bool:
+        """Begin to listen; false when the driver tells nothing. Called again, it begins anew.
+
+        May raise `BackendError` (open again) or `ReadingError` (try again later).
+        """
+        ...
 
     def wait(self, seconds: float) -> Sequence[XidEvent]:
         """Wait at most so long; empty when nothing happened.
@@ -105,12 +112,57 @@ class EventSource(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Opened:
+    """A card that was opened.
+
+    Attributes:
+        watched: its Xid errors are told of by events.
+        errors: one word for each reading that failed this time.
+        complete: false while something that failed is worth another try.
+    """
+
+    device: Device
+    watched: bool = False
+    errors: tuple[str, ...] = ()
+    complete: bool = True
+
+
+class Card(Protocol):
+    """A GPU that is counted, and not opened yet. One thread of its own calls it."""
+
+    @property
+    def index(self) -> int:
+        """Its place among those that the driver counts."""
+        ...
+
+    def open(self) -> Opened:
+        """Open it; called again, read what failed before, and leave the rest alone.
+
+        Raises:
+            DeviceFault: this GPU is down.
+            BackendError: all are; open the backend again.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Versions:
+    """What a driver calls itself, and one word for each of these that failed."""
+
+    driver: str = ""
+    cuda: str = ""
+    errors: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Enumeration:
     """What a backend found when it opened.
 
     Attributes:
         events: None where the driver tells nothing by itself.
         watched: uuids of the GPUs whose Xid errors are told of, by events or with samples.
+        cards: those that are still to be opened, each by a thread of its own.
+        versions: asks for the versions where they are not told here; it may block.
     """
 
     devices: tuple[Device, ...]
@@ -119,6 +171,8 @@ class Enumeration:
     cuda_version: str = ""
     events: EventSource | None = None
     watched: tuple[str, ...] = ()
+    cards: tuple[Card, ...] = ()
+    versions: Callable[[], Versions] | None = None
 
 
 class Backend(Protocol):
@@ -143,4 +197,17 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Let go of the driver; never raises."""
+        ...
+
+
+@runtime_checkable
+class OpensApart(Protocol):
+    """A backend whose cards can be opened apart: one that hangs holds up no other."""
+
+    def begin(self) -> Enumeration:
+        """Open the driver and count its GPUs.
+
+        Raises:
+            BackendError: as `Backend.open`.
+        """
         ...

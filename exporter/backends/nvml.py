@@ -8,13 +8,14 @@ from typing import Any
 import pynvml
 
 from exporter.backends import _nvml_errors as codes
-from exporter.backends._nvml_device import Library, NvmlDevice
+from exporter.backends._in_turn import open_in_turn
+from exporter.backends._nvml_card import NvmlCard
+from exporter.backends._nvml_device import Library
 from exporter.backends._nvml_events import NvmlEvents
-from exporter.backends.base import BackendOptions, Enumeration
+from exporter.backends.base import BackendOptions, Enumeration, Versions
 from exporter.clock import Clock, SystemClock
 from exporter.environment import Environment
-from exporter.errors import DeviceFault
-from exporter.frames import FailedDevice
+from exporter.errors import BackendError
 
 
 def create(options: BackendOptions) -> NvmlBackend:
@@ -38,7 +39,20 @@ class NvmlBackend:
         self._initialised = False
 
     def open(self) -> Enumeration:
-        """Initialise NVML and open every GPU.
+        """Initialise NVML and open every GPU, one after the other.
+
+        Raises:
+            BackendError: with the reason of the NVML code.
+        """
+        found = self.begin()
+        try:
+            return open_in_turn(found)
+        except BackendError:
+            self.close()
+            raise
+
+    def begin(self) -> Enumeration:
+        """Initialise NVML and count the GPUs; each is to be opened by a thread of its own.
 
         Raises:
             BackendError: with the reason of the NVML code.
@@ -46,13 +60,13 @@ class NvmlBackend:
         try:
             self._nvml.nvmlInit()
             self._initialised = True
-            devices, failed = self._devices(self._nvml.nvmlDeviceGetCount())
-            events = self._events(devices)
-            watched = () if events is None else events.uuids
-            return Enumeration(devices, failed, *self._versions(), events, watched)
+            count = self._nvml.nvmlDeviceGetCount()
         except self._nvml.NVMLError as error:
             self.close()
             raise codes.backend_error(error.value, str(error), self._environment) from error
+        events = NvmlEvents(self._nvml, self._environment)
+        cards = tuple(NvmlCard(self._library, events, index) for index in range(count))
+        return Enumeration((), events=events, cards=cards, versions=self._versions)
 
     def fingerprint(self) -> object:
         """Return what the kernel lists; NVML itself sees no change before it is opened again."""
@@ -65,37 +79,20 @@ class NvmlBackend:
             with contextlib.suppress(self._nvml.NVMLError):
                 self._nvml.nvmlShutdown()
 
-    def _devices(self, count: int) -> tuple[tuple[NvmlDevice, ...], tuple[FailedDevice, ...]]:
-        devices, failed = [], []
-        for index in range(count):
-            try:
-                handle = self._nvml.nvmlDeviceGetHandleByIndex(index)
-                devices.append(NvmlDevice(self._library, handle, index))
-            except DeviceFault as fault:
-                failed.append(FailedDevice(index, fault.reason, str(fault)))
-            except self._nvml.NVMLError as error:
-                if error.value in codes.BACKEND_LOST:
-                    raise
-                reason = codes.device_fault(error.value)
-                failed.append(FailedDevice(index, reason, str(error)))
-        return tuple(devices), tuple(failed)
+    def _versions(self) -> Versions:
+        errors: list[str] = []
+        driver = self._version("nvmlSystemGetDriverVersion", errors)
+        number = self._version("nvmlSystemGetCudaDriverVersion", errors)
+        cuda = "" if number is None else f"{number // 1000}.{number % 1000 // 10}"
+        return Versions(str(driver or ""), cuda, tuple(errors))
 
-    def _events(self, devices: tuple[NvmlDevice, ...]) -> NvmlEvents | None:
-        handles = {device.info.uuid: device.handle for device in devices}
+    def _version(self, function: str, errors: list[str]) -> Any:
         try:
-            events = NvmlEvents(self._nvml, handles, self._environment)
-        except self._nvml.NVMLError:
+            return getattr(self._nvml, function)()
+        except self._nvml.NVMLError as error:
+            if error.value not in codes.NEVER:
+                errors.append(codes.word(error.value))
             return None
-        if events.uuids:
-            return events
-        events.close()
-        return None
-
-    def _versions(self) -> tuple[str, str]:
-        driver, cuda = "", ""
-        with contextlib.suppress(self._nvml.NVMLError):
-            driver = str(self._nvml.nvmlSystemGetDriverVersion())
-        with contextlib.suppress(self._nvml.NVMLError):
-            number = self._nvml.nvmlSystemGetCudaDriverVersion()
-            cuda = f"{number // 1000}.{number % 1000 // 10}"
-        return driver, cuda
+        except UnicodeDecodeError:
+            errors.append(codes.word(codes.UNKNOWN))
+            return None

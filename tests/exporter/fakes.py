@@ -198,7 +198,12 @@ class FakeEvents:
     def __init__(self) -> None:
         self.queue: queue.Queue[XidEvent | Exception] = queue.Queue()
         self.waits = 0
+        self.opened = 0
         self.closed = 0
+
+    def open(self) -> bool:
+        self.opened += 1
+        return True
 
     def wait(self, seconds: float) -> tuple[XidEvent, ...]:
         self.waits += 1

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from exporter.config import Config, Intervals
@@ -41,7 +41,7 @@ class FaultBench:
         self.service = Service(config, options, limits, start_worker=self._start)
 
     def _start(self, options: WorkerOptions) -> WorkerProcess:
-        schedule = dataclasses.replace(options.schedule, retry=0.1, retry_limit=0.2)
+        schedule = dataclasses.replace(options.schedule, retry=0.1, retry_limit=0.2, opening=1.0)
         with _environment:
             before = dict(os.environ)
             os.environ.update(self.driver.env())
@@ -63,12 +63,19 @@ class FaultBench:
         views = self.views()
         return all(views[index].fault is FaultReason.TIMEOUT for index in indices)
 
-    def well(self, *indices: int) -> bool:
-        """Whether these are up with all that such a card has told since."""
+    def well(self, *indices: int, watched: bool = True) -> bool:
+        """Whether these are up with all that such a card has told since; `watched`: Xid errors too."""
         views = self.views()
         return all(
-            index in views and views[index].up and _complete(views[index]) for index in indices
+            index in views and views[index].up and _complete(views[index], watched=watched)
+            for index in indices
         )
+
+    def stale(self, indices: Iterable[int], seconds: float) -> list[int]:
+        """Which of these were read, but not for so long."""
+        views = self.views()
+        ages = {index: views[index].age_seconds for index in indices if index in views}
+        return [index for index, age in ages.items() if age is not None and age > seconds]
 
     def errors(self) -> dict[str, int]:
         """How often each word was counted, whatever the collector."""
@@ -89,9 +96,11 @@ def until(
         time.sleep(0.03)
 
 
-def _complete(view: GpuView) -> bool:
+def _complete(view: GpuView, *, watched: bool) -> bool:
     sample, health = view.sample, view.health
-    if sample is None or health is None or view.processes is None or view.xids is None:
+    if sample is None or health is None or view.processes is None:
+        return False
+    if watched and view.xids is None:
         return False
     told = (sample.temperature_celsius, sample.utilization_ratio, sample.memory_used_bytes)
     more = (sample.power_watts, sample.clocks_hertz, sample.fan_speed_ratios, sample.energy_joules)

@@ -39,6 +39,8 @@ PHASES = ("start", "middle", "shutdown")
 # What it says about one card or one call, it may say of all.
 _SETTLE_SECONDS = 1.0
 _STOP_SECONDS = 15.0
+# The goal at the intervals that are shipped, which are five times those of a bench.
+_STALE_SECONDS = 3.0
 # What was only late is back by then.
 _GAP_SECONDS = 2.0
 
@@ -60,8 +62,7 @@ class Case:
     @property
     def blinds_all(self) -> bool:
         """The driver is gone, or it is not open: no card can be read."""
-        opening = "collector" in self.call.threads and not self.call.of_card
-        if opening and (self.answer == HANG or not self.call.device):
+        if self.call.blinds and (self.answer == HANG or self.call.opens_driver):
             return True
         return self.answer in codes.BACKEND_LOST
 
@@ -168,14 +169,24 @@ class Lane(threading.Thread):
         if case.phase == "middle" and not case.call.of_card:
             others -= {GPUS - 1 if case.card == 0 else 0}
         settled = time.monotonic() + _SETTLE_SECONDS
-        until(lambda: time.monotonic() >= settled or _shown(bench, case), f"{case} shows")
+        fresh = () if case.blinds_all else tuple(others)
+
+        def shown() -> bool:
+            stale = bench.stale(fresh, _STALE_SECONDS)
+            assert not stale, f"cards {stale} are not read"
+            return _shown(bench, case)
+
+        until(lambda: shown() or time.monotonic() >= settled, f"{case} shows")
         if case.answer == HANG:
-            until(lambda: _shown(bench, case), "a call that hangs is a timeout")
+            until(shown, "a call that hangs is a timeout")
         for _ in range(3):
             self._judge(bench, case)
             time.sleep(0.05)
         if not case.blinds_all:
-            until(lambda: bench.well(*others), f"cards {sorted(others)} are read on")
+            watched = case.card is not None or not case.call.of_events
+            until(
+                lambda: bench.well(*others, watched=watched), f"cards {sorted(others)} are read on"
+            )
 
     def _judge(self, bench: FaultBench, case: Case) -> None:
         lies = [] if case.hides_processes else self._lies(bench)
@@ -269,7 +280,7 @@ def _shown(bench: FaultBench, case: Case) -> bool:
         down = views and all(not view.up for view in views.values())
         sick = case.card is not None and case.card in views and not views[case.card].up
         stuck = snapshot.worker.running_seconds > 0.5
-        beside = not views or "events" in case.call.threads
+        beside = not views or (case.card is None and not case.call.blinds)
         return bool(sick or down or (stuck and beside))
     return snapshot.backend.up is False or codes.word(case.answer) in bench.errors()
 

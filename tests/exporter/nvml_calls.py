@@ -23,7 +23,11 @@ import pynvml
 from tests.nvml_standin import Driver, DriverProcess
 
 # The stand-in answers these without a look at its faults.
-NOT_INJECTABLE = frozenset({"nvmlErrorString", "nvmlShutdown", "nvmlEventSetFree"})
+NOT_INJECTABLE = frozenset({"nvmlErrorString"})
+# Without these the driver is not open: while one hangs nobody can be read.
+_BLINDING = frozenset({"nvmlInit", "nvmlDeviceGetCount", "nvmlShutdown"})
+_CLOSING = frozenset({"nvmlShutdown"})
+_WAITING = frozenset({"nvmlEventSetWait"})
 # Not supported, not in the library, another version of its arguments, deprecated.
 _NEVER_AGAIN = frozenset({3, 13, 25, 26})
 # What a driver must lack so that a field does not hide the call of its own: remapped rows, energy, links.
@@ -39,7 +43,7 @@ class Called:
     Attributes:
         function: its name as the stand-in's faults have it: without a version.
         device: whether it is asked about one card.
-        threads: the kinds of threads that call it: collector, gpu, events.
+        threads: the kinds of threads that call it: collector, driver, opening, gpu, events.
         known: the driver has it; what it has not is asked once, until the driver is opened again.
     """
 
@@ -55,8 +59,30 @@ class Called:
 
     @property
     def opens(self) -> bool:
-        """Called when the driver is opened, or soon after."""
-        return "collector" in self.threads or ("gpu" in self.threads and not self.known)
+        """Called when the driver is opened, closed, or soon after."""
+        if self.threads & {"collector", "driver", "opening"}:
+            return True
+        return not self.of_card and not self.waits
+
+    @property
+    def waits(self) -> bool:
+        """It takes its time when all is well."""
+        return self.function in _WAITING
+
+    @property
+    def of_events(self) -> bool:
+        """Without it nobody tells of Xid errors."""
+        return self.function.startswith("nvmlEventSet")
+
+    @property
+    def opens_driver(self) -> bool:
+        """Without it there is no driver to read a card by."""
+        return self.blinds and self.function not in _CLOSING
+
+    @property
+    def blinds(self) -> bool:
+        """Without it no card can be read."""
+        return self.function in _BLINDING
 
 
 def furnish(driver: Driver, gpus: int) -> None:

@@ -39,7 +39,7 @@ FRAMES = [
     HealthFrame("GPU-0", 2.5, DeviceHealth(), 0.1),
     FaultFrame("GPU-0", 1.0, "sample", "lost", FaultReason.LOST, "gone"),
     FaultFrame("GPU-0", 1.0, "processes", "timeout"),
-    DevicesFrame((info(0),), watched=("GPU-0",)),
+    DevicesFrame((info(0),), watched=("GPU-0",), opening=(1, 2), errors=("timeout",)),
     XidFrame("GPU-0", 1700000000.5, 79),
     HeartbeatFrame(1.0, {"GPU-0": 0.5}),
     LogFrame(20, "grüße\nzeile"),

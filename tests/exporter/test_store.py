@@ -3,6 +3,7 @@ from __future__ import annotations
 from exporter import api
 from exporter.frames import (
     BackendFrame,
+    DevicesFrame,
     FailedDevice,
     FaultFrame,
     HeartbeatFrame,
@@ -238,3 +239,34 @@ def test_a_reset_of_the_inventory_takes_effect_while_running(tmp_path) -> None:
     snapshot = bench.store.snapshot()
     assert [view.info.uuid for view in snapshot.gpus] == ["GPU-0"]
     assert snapshot.expected == 1
+
+
+def test_while_cards_are_being_opened_none_counts_as_missing() -> None:
+    bench = Bench(gpus=3)
+    for index in range(3):
+        bench.sample(f"GPU-{index}")
+    bench.store.apply(DevicesFrame((info(1),), opening=(0, 2)))
+    assert [bench.gpu(f"GPU-{index}").fault for index in range(3)] == [None] * 3
+    assert bench.store.snapshot().visible == 3
+    failed = FailedDevice(2, FaultReason.TIMEOUT, "slow")
+    bench.store.apply(DevicesFrame((info(1),), (failed,)))
+    faults = [bench.gpu(f"GPU-{index}").fault for index in range(3)]
+    assert faults == [FaultReason.LOST, None, FaultReason.TIMEOUT]
+    assert bench.store.snapshot().visible == 1
+
+
+def test_a_card_that_fails_while_others_are_being_opened_is_down_at_once() -> None:
+    bench = Bench(gpus=2)
+    failed = FailedDevice(1, FaultReason.RESET_REQUIRED, "reset me")
+    bench.store.apply(DevicesFrame((), (failed,), opening=(0,)))
+    assert bench.gpu("GPU-1").fault is FaultReason.RESET_REQUIRED
+    assert bench.gpu("GPU-0").fault is None
+
+
+def test_what_fails_in_opening_is_counted_once_for_each_time_it_is_told() -> None:
+    bench = Bench(gpus=1)
+    failed = FailedDevice(1, FaultReason.LOST)
+    bench.store.apply(DevicesFrame((info(0),), (failed,), errors=("lost", "unknown")))
+    bench.store.apply(DevicesFrame((info(0),), (failed,)))
+    errors = bench.store.snapshot().errors
+    assert (errors["enumeration", "lost"], errors["enumeration", "unknown"]) == (1, 1)

@@ -6,7 +6,8 @@ import threading
 
 from exporter.clock import SystemClock
 from exporter.device_sampler import Schedule
-from exporter.sampling import EVENTS, Collector, TimedEvents
+from exporter.event_watch import TimedEvents
+from exporter.sampling import EVENTS, Collector
 from tests.exporter.fakes import FakeBackend, FakeClock, FakeDevice, info
 
 
@@ -18,6 +19,9 @@ class Slow:
         self.takes = 0.0
         self._clock = clock
         self.timed = TimedEvents(self, clock)
+
+    def open(self) -> bool:
+        return True
 
     def wait(self, seconds: float) -> tuple[()]:
         self._clock.now += self.takes
@@ -43,6 +47,9 @@ def test_the_collector_tells_of_it_among_the_calls_that_are_going_on(eventually)
     blocked = threading.Event()
 
     class Hung:
+        def open(self) -> bool:
+            return True
+
         def wait(self, seconds: float) -> tuple[()]:
             blocked.wait(20)
             return ()
