@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 from remediator.app import build_world
@@ -15,6 +16,7 @@ from remediator.errors import ManagerError
 from remediator.helper.client import DEFAULT_SOCKET
 from remediator.playbooks import Playbooks, Stage, stage_name
 from remediator.playbooks import load as load_playbooks
+from remediator.services import Capability
 from remediator.web.auth import load_identities
 from remediator.world import Service, World
 
@@ -44,6 +46,7 @@ def check_config(config: Config) -> int:
             f"{service.manager.kind} unit {service.manager.unit}, on {on}"
         )
         _print_log(service)
+        _print_capabilities(service)
         for uuid in () if ours == "auto" or gpus == "all" else sorted(set(gpus) - set(ours)):
             print(f"note: gpus.inventory lacks {uuid}: alerts about it are ignored")
     _print_playbooks(config, books, world)
@@ -64,6 +67,17 @@ def _print_log(service: Service) -> None:
         print(f"  note: its log ({found.where}) cannot be read: {error}")
     else:
         print(f"  its log is read: {found.where}")
+
+
+def _print_capabilities(service: Service) -> None:
+    """What can be had of this server as it is configured, and why not what cannot."""
+    can = service.driver.capabilities
+    for field in dataclasses.fields(can):
+        one: Capability = getattr(can, field.name)
+        print(f"  {field.name.replace('_', ' ') + ':':<13}{one.able:<8}{one.how}")
+    print(
+        f"  {'stop, start:':<13}{'yes':<8}by its manager ({service.manager.kind}), and a restart is both"
+    )
 
 
 def _print_helper(config: Config) -> None:

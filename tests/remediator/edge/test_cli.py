@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -80,6 +81,19 @@ def test_check_config_says_what_may_be_done_to_what(cli: Cli, config: Path, tmp_
     assert out.count(restart) == len(may)
     assert {name for name in lines if "restart_service" in lines[name]} == may
     assert not (tmp_path / "state").exists(), "a check leaves nothing behind"
+
+
+def test_check_config_says_what_a_server_cannot_do(cli: Cli, tmp_path: Path) -> None:
+    ray = {**SERVICE, "name": "llm", "driver": "ray_serve"}
+    config = write_config(tmp_path, services=[SERVICE, ray])
+    code, out, _ = cli("check-config", f"--config.file={config}")
+    assert code == 0
+    of_ollama, of_ray = out.partition("service llm")[::2]
+    assert re.search(r"^  free memory: +yes +keep_alive 0", of_ollama, re.MULTILINE)
+    assert re.search(r"^  progress: +no +Ollama has no metrics", of_ollama, re.MULTILINE)
+    assert re.search(r"^  free memory: +no ", of_ray, re.MULTILINE)
+    assert re.search(r"^  demand: +no +options.metrics_url is not set", of_ray, re.MULTILINE)
+    assert re.search(r"^  stop, start: +yes +by its manager \(process\)", of_ray, re.MULTILINE)
 
 
 def test_check_config_names_a_card_of_a_service_that_is_not_in_the_inventory(

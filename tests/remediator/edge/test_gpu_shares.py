@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from remediator.store import Store
 from tests.remediator.edge.support import (
     GPU,
     SERVICE,
@@ -20,6 +21,7 @@ from tests.remediator.engine.dialects import served
 from tests.remediator.engine.ray_dialect import RayServe
 
 Cli = Callable[..., tuple[int, str, str]]
+WORDS = "the replicas of llm are to have 1.25 GPUs, and it has 1: lower"
 
 
 @pytest.fixture
@@ -37,7 +39,7 @@ def settings(ray: RayServe, exporter: ExporterStandIn, gpus: object) -> dict[str
 
 @pytest.mark.parametrize("gpus", [[GPU], "all"])
 def test_too_much_is_said_everywhere(
-    tmp_path: Path, ray: RayServe, exporter: ExporterStandIn, cli: Cli, gpus: object
+    tmp_path: Path, ray: RayServe, exporter: ExporterStandIn, gpus: object
 ) -> None:
     over = settings(ray, exporter, gpus)
     with in_process(tmp_path, **over) as made:
@@ -48,14 +50,21 @@ def test_too_much_is_said_everywhere(
         read = {"Authorization": f"Bearer {TOKENS['read']}"}
         (service,) = client.get("/api/v1/services", headers=read).json["services"]
         page = client.get("/metrics").text
-    words = "the replicas of llm are to have 1.25 GPUs, and it has 1: lower"
     assert service["gpus_asked"] == 1.25
-    assert service["concern"].startswith(words)
+    assert service["concern"].startswith(WORDS)
     assert 'llm_service_gpus_asked{llm_service="llm"} 1.25' in page
     assert 'llm_service_gpus_overcommitted{llm_service="llm"} 1.0' in page
-    code, out, _ = cli("check", f"--config.file={write_config(tmp_path, **over)}")
-    assert words in out
-    assert code >= 1
+
+
+def test_check_says_it_and_is_a_warning(
+    tmp_path: Path, store: Store, ray: RayServe, exporter: ExporterStandIn, cli: Cli
+) -> None:
+    config = write_config(tmp_path, **settings(ray, exporter, [GPU]))
+    code, out, _ = cli("check", f"--config.file={config}")
+    assert WORDS in out
+    assert code == 1
+    ray.shares["two"] = {}
+    assert cli("check", f"--config.file={config}")[0] == 0
 
 
 @pytest.mark.parametrize(
