@@ -2,48 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import json
-import logging
 import sys
-from collections.abc import Iterator, Sequence
-from functools import partial
-from pathlib import Path
-from typing import TextIO
+from collections.abc import Sequence
 
-from exporter import (
-    __version__,
-    allocator,
-    api,
-    check,
-    config,
-    doctor,
-    inventory,
-    logs,
-    options,
-)
-from exporter.attribution import processes_root
-from exporter.backends import registry
-from exporter.clock import SystemClock
-from exporter.environment import Environment
-from exporter.errors import CaptureError, ConfigError, ExporterError
-from exporter.host import HostReading
-from exporter.service import Service
-from exporter.snapshot import Snapshot
-from exporter.web import release as web_release
-from exporter.web.app import ExporterApp
-from exporter.web.config_rows import config_rows
-from serving import server
-from serving.door import open_door
+from exporter import allocator, logs, options
+from exporter.early_worker import EarlyWorker
+from exporter.errors import ConfigError, ExporterError
 from serving.errors import ConfigError as WebConfigError
 from serving.errors import ServingError
-from serving.live import LiveConfig
-from serving.password import Password
-
-_log = logging.getLogger("exporter")
-# Opening a driver without persistence mode takes seconds.
-_FIRST_CYCLE_SECONDS = 20.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,12 +19,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0, or 1 for what cannot be done, 2 for what is not understood; `check`
         says 0, 1 or 2 for healthy, warning or critical.
     """
+    flags = options.read(argv)
     try:
-        flags = options.parse(argv)
-        # A command that prints its result says nothing else unless it must.
-        level = flags.log_level if flags.command == "serve" else "error"
-        logs.configure(level, flags.log_format)
-        return _COMMANDS[flags.command](flags)
+        return _serve(flags) if flags.command == "serve" else _look_once(flags)
     except (ConfigError, WebConfigError) as error:
         print(f"gpu-exporter: {error}", file=sys.stderr)
         return 2
@@ -69,119 +32,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _serve(flags: options.Flags) -> int:
     allocator.be_thrifty()
-    service = Service(config.load(flags.config_file), flags.service_options())
-    endpoint = None
-    if flags.release_token_file is not None:
-        token = web_release.read_token(flags.release_token_file)
-        endpoint = web_release.ReleaseEndpoint(service.release, token)
-    app = ExporterApp(
-        service.store, service.page, flags.telemetry_path, service.read_host, endpoint
-    )
-    _log.info("gpu-exporter %s", __version__)
-    live = None if flags.web_config_file is None else LiveConfig(flags.web_config_file)
-    if live is not None:
-        service.page.add("web_config", partial(config_rows, live))
-    # The release has a token of its own, in the same header.
-    password = Password("gpu-exporter", frozenset({web_release.PATH}))
-    try:
-        server.serve(open_door(app, flags.listen_address, live, password), service.start)
-    finally:
-        service.stop()
-    _log.info("stopped")
-    return 0
+    # Before the driver's library is looked at, and before all that only this process needs.
+    with EarlyWorker() as early:
+        options.check(flags)
+        logs.configure(flags.log_level, flags.log_format)
+        from exporter.commands import serve  # noqa: PLC0415  it is big: what is forked lacks it
+
+        return serve(flags, early.start)
 
 
-def _dump(flags: options.Flags) -> int:
-    service = Service(config.load(flags.config_file), flags.service_options())
-    with _collected(service) as snapshot:
-        if flags.json:
-            body = api.everything(snapshot, _host(service))
-            print(json.dumps(body, indent=2, ensure_ascii=False))
-        else:
-            print(service.page.render()[0].decode(), end="")
-    if not snapshot.gpus:
-        why = snapshot.backend.message or snapshot.not_ready or "the driver lists none"
-        print(f"gpu-exporter: no GPU: {why}", file=sys.stderr)
-    return 0 if snapshot.gpus else 1
+def _look_once(flags: options.Flags) -> int:
+    options.check(flags)
+    # A command that prints its result says nothing else unless it must.
+    logs.configure("error", flags.log_format)
+    from exporter.commands import run  # noqa: PLC0415
 
+    return run(flags)
 
-def _check(flags: options.Flags) -> int:
-    service = Service(config.load(flags.config_file), flags.service_options())
-    with _collected(service) as snapshot:
-        text, code = check.report(snapshot, _host(service))
-    print(text)
-    return code
-
-
-def _host(service: Service) -> HostReading | None:
-    return None if service.read_host is None else service.read_host()
-
-
-def _doctor(flags: options.Flags) -> int:
-    # Their GPUs are not this machine's.
-    found: list[doctor.Finding] = []
-    if registry.of_this_machine(flags.backend.partition(":")[0]):
-        kmsg = Path(flags.kmsg) if flags.kmsg else None
-        found.extend(doctor.findings(Environment()))
-        found.extend(doctor.notes(processes_root(flags.procfs), kmsg, flags.container_socket))
-    service = Service(config.load(flags.config_file), flags.service_options())
-    with _collected(service) as snapshot:
-        found.extend(doctor.outcome(snapshot))
-    text, code = doctor.render(found)
-    print(text)
-    return code
-
-
-def _capture(flags: options.Flags) -> int:
-    # The library's module is big, and a parent that serves must not carry it.
-    capture = importlib.import_module("exporter.capture.command")
-    settings = capture.CaptureOptions(flags.passes, flags.sample_interval, flags.anonymise)
-    name = "standard output" if flags.file == Path("-") else str(flags.file)
-    try:
-        with _opened(flags.file) as out:
-            done = capture.Session(out, settings, SystemClock()).run()
-    except OSError as error:
-        raise CaptureError(f"cannot write to {name}: {error.strerror}") from error
-    disguise = "uuids, serial numbers and pids" if flags.anonymise else "pids"
-    print(f"{done.gpus} GPUs, {done.answers} answers in {name}; {disguise} are made up",
-          file=sys.stderr)  # fmt: skip
-    if done.problem:
-        print(f"gpu-exporter: no GPU: {done.problem}", file=sys.stderr)
-    return 0 if done.gpus else 1
-
-
-def _opened(path: Path) -> contextlib.AbstractContextManager[TextIO]:
-    if path == Path("-"):
-        return contextlib.nullcontext(sys.stdout)
-    return path.open("w", encoding="utf-8")
-
-
-def _inventory(flags: options.Flags) -> int:
-    if flags.storage_path is None:
-        raise ConfigError("inventory reset: say with --storage.path where the inventory is")
-    forgot = inventory.reset(flags.storage_path)
-    print("forgotten; GPUs are learned anew" if forgot else "nothing was remembered")
-    return 0
-
-
-@contextlib.contextmanager
-def _collected(service: Service) -> Iterator[Snapshot]:
-    service.start()
-    try:
-        service.wait_for_first_cycle(_FIRST_CYCLE_SECONDS)
-        yield service.store.snapshot()
-    finally:
-        service.stop()
-
-
-_COMMANDS = {
-    "serve": _serve,
-    "dump": _dump,
-    "check": _check,
-    "doctor": _doctor,
-    "capture": _capture,
-    "inventory": _inventory,
-}
 
 if __name__ == "__main__":
     sys.exit(main())

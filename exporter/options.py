@@ -10,7 +10,7 @@ from pathlib import Path
 from exporter import __version__, logs
 from exporter.backends import registry
 from exporter.errors import ConfigError
-from exporter.service import ServiceOptions
+from exporter.service_options import ServiceOptions
 from serving.address import parse_address
 from serving.errors import ConfigError as AddressError
 
@@ -64,9 +64,41 @@ def parse(arguments: Sequence[str] | None, environ: Mapping[str, str] | None = N
         ConfigError: a value is not usable.
         SystemExit: the command line is not, or help was asked for.
     """
-    flags = _parser(os.environ if environ is None else environ).parse_args(arguments, Flags())
-    _check(flags)
+    flags = read(arguments, environ)
+    check(flags)
     return flags
+
+
+def read(arguments: Sequence[str] | None, environ: Mapping[str, str] | None = None) -> Flags:
+    """Read the command line alone: nothing is opened, and `check` is still to be asked.
+
+    Raises:
+        SystemExit: the command line is not usable, or help was asked for.
+    """
+    return _parser(os.environ if environ is None else environ).parse_args(arguments, Flags())
+
+
+def check(flags: Flags) -> None:
+    """Look whether the values can be used; `--backend=auto` loads the driver's library.
+
+    Raises:
+        ConfigError: one cannot.
+    """
+    try:
+        parse_address(flags.listen_address)
+    except AddressError as error:
+        raise ConfigError(f"--web.listen-address: {error}") from error
+    if not flags.telemetry_path.startswith("/") or flags.telemetry_path == "/":
+        raise ConfigError(f"--web.telemetry-path must be below /, not '{flags.telemetry_path}'")
+    for flag, value, known in (
+        ("--log.level", flags.log_level, logs.LEVELS),
+        ("--log.format", flags.log_format, logs.FORMATS),
+    ):
+        if value not in known:
+            raise ConfigError(f"{flag}: choose from {', '.join(known)}, not '{value}'")
+    if flags.procfs != Path(_PROCFS) and not flags.procfs.is_dir():
+        raise ConfigError(f"--path.procfs: {flags.procfs} is no directory; mount the host's /proc")
+    registry.resolve(flags.backend)
 
 
 def variable(flag: str) -> str:
@@ -168,24 +200,6 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     actions = inventory.add_subparsers(dest="inventory_command", required=True, metavar="ACTION")
     actions.add_parser("reset", parents=[common], help="forget GPUs that are gone on purpose")
     return parser
-
-
-def _check(flags: Flags) -> None:
-    try:
-        parse_address(flags.listen_address)
-    except AddressError as error:
-        raise ConfigError(f"--web.listen-address: {error}") from error
-    if not flags.telemetry_path.startswith("/") or flags.telemetry_path == "/":
-        raise ConfigError(f"--web.telemetry-path must be below /, not '{flags.telemetry_path}'")
-    for flag, value, known in (
-        ("--log.level", flags.log_level, logs.LEVELS),
-        ("--log.format", flags.log_format, logs.FORMATS),
-    ):
-        if value not in known:
-            raise ConfigError(f"{flag}: choose from {', '.join(known)}, not '{value}'")
-    if flags.procfs != Path(_PROCFS) and not flags.procfs.is_dir():
-        raise ConfigError(f"--path.procfs: {flags.procfs} is no directory; mount the host's /proc")
-    registry.resolve(flags.backend)
 
 
 def _passes(text: str) -> int:

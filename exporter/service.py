@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 
 from exporter import xids
 from exporter.backends import registry as backends
@@ -21,34 +19,13 @@ from exporter.kernel_log import KernelLog
 from exporter.kernel_xids import KernelXids
 from exporter.page import Page
 from exporter.release import Release
+from exporter.service_options import ServiceOptions
 from exporter.store import Store
 from exporter.supervision import Limits
 from exporter.supervisor import Supervisor, Worker
 from exporter.worker import WorkerOptions
 from exporter.worker_process import WorkerProcess
 from exporter.xid_ledger import XidLedger
-
-
-@dataclass(frozen=True, slots=True)
-class ServiceOptions:
-    """What the command line says beside the configuration file.
-
-    Attributes:
-        backend: as in `--backend`, `auto` too.
-        sample_interval: seconds.
-        storage_path: where the inventory is kept; None keeps it in memory.
-        procfs: where host memory, OOM kills and processes are read.
-        kmsg: the kernel log, where Xid errors are told too; None reads none.
-        container_socket: of Docker or Podman, which know the names of containers; None asks none.
-    """
-
-    backend: str = "auto"
-    simulator_url: str = ""
-    sample_interval: float = 1.0
-    storage_path: Path | None = None
-    procfs: Path = Path("/proc")
-    kmsg: Path | None = None
-    container_socket: Path | None = None
 
 
 class Service:

@@ -1,5 +1,6 @@
-"""The worker: `python -m exporter.worker`, a child process that alone touches the driver.
+"""The worker: a child process that alone touches the driver.
 
+The first is forked early (`early_worker`), a replacement is `python -m exporter.worker`.
 It writes frames to a pipe, ends when its standard input closes (the parent is gone) or on
 SIGTERM, and never before the driver call that it is in has come back. Orders come by its standard
 input: to let go of the driver and end, and to go on after all if that takes too long.
@@ -7,6 +8,7 @@ input: to let go of the driver and end, and to go on after all if that takes too
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -29,6 +31,9 @@ from exporter.sampling import Collector
 LET_GO = b"r"
 KEEP = b"k"
 _END = b""
+_INPUT = 0
+# Of a process, which has at most 15 characters.
+_NAME = "gpu-exp-worker"
 # Levels of `logging`, which takes half a MiB: lines go to the parent, who has it.
 _DEBUG, _WARNING = 10, 30
 _HEARTBEAT_SECONDS = 1.0
@@ -135,6 +140,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, descriptor = sys.argv[1:] if arguments is None else arguments
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    with contextlib.suppress(OSError):
+        # What `ps -e` and `top` show, where a forked worker has its parent's command line.
+        Path("/proc/self/comm").write_text(_NAME)
     writer = FrameWriter(int(descriptor))
     writer.emit(LogFrame(_DEBUG, f"worker {os.getpid()} started"))
     run(WorkerOptions.from_json(options), writer, stop, SystemClock())
@@ -146,8 +154,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _next_order(last: bytes) -> bytes:
     """Wait a moment for an order; the last one when none comes, `_END` when nobody can give any."""
     timeout = _HURRY_SECONDS if last == LET_GO else _HEARTBEAT_SECONDS
-    readable, _, _ = select.select([sys.stdin], [], [], timeout)
-    return os.read(sys.stdin.fileno(), 1) if readable else last
+    readable, _, _ = select.select([_INPUT], [], [], timeout)
+    return os.read(_INPUT, 1) if readable else last
 
 
 def _has_children() -> bool:

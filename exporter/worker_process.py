@@ -1,4 +1,7 @@
-"""The only place of this package that starts a process: the worker."""
+"""The worker as its parent has it: the process, its orders and its frames.
+
+The only place of this package that starts a program, beside the backend that needs nvidia-smi.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,10 @@ import re
 import select
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Protocol
 
 import exporter
 from exporter import allocator
@@ -21,32 +27,63 @@ _READ_BYTES = 1 << 16
 _LINE_LIMIT = 1 << 22
 
 
+class Process(Protocol):
+    """A child; `subprocess.Popen` is one.
+
+    Attributes:
+        returncode: its exit code, None while it is not known to have ended.
+    """
+
+    returncode: int | None
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        ...
+
+    def poll(self) -> int | None:
+        """Return the exit code, None while it runs."""
+        ...
+
+    def wait(self, timeout: float) -> int | None:
+        """Wait for its end; None, or `subprocess.TimeoutExpired`, when it did not come."""
+        ...
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A process that works, or is about to.
+
+    Attributes:
+        orders: its standard input.
+        frames: the descriptor that its frames come from.
+    """
+
+    process: Process
+    orders: IO[bytes]
+    frames: int
+
+
 class WorkerProcess:
     """One running worker and the pipe that its frames come through."""
 
-    def __init__(self, options: WorkerOptions) -> None:
-        """Start it.
+    def __init__(
+        self,
+        options: WorkerOptions,
+        start: Callable[[WorkerOptions], Started] | None = None,
+    ) -> None:
+        """Start it: as a program of its own, unless `start` knows another way.
 
         Raises:
             OSError: the system has no process or descriptor to give.
         """
-        self._frames, write_end = os.pipe()
-        try:
-            self._process = subprocess.Popen(
-                _command(options, write_end),
-                stdin=subprocess.PIPE,
-                # Frames have a pipe of their own: a library that prints must not break them.
-                stdout=sys.stderr.fileno() if _has_descriptor(sys.stderr) else None,
-                pass_fds=(write_end,),
-                env=_environment(),
-                # Ctrl-C in a terminal is for the parent, which then asks the worker to end.
-                start_new_session=True,
-            )
-        except OSError:
-            os.close(self._frames)
-            raise
-        finally:
-            os.close(write_end)
+        started = (start or _execute)(options)
+        self._process, self._orders = started.process, started.orders
+        self._frames = started.frames
         self._rest = b""
         self._open = True
 
@@ -113,16 +150,37 @@ class WorkerProcess:
             self._process.returncode = 0
 
     def _order(self, order: bytes) -> None:
-        if self._process.stdin is not None and not self._process.stdin.closed:
+        if not self._orders.closed:
             # One that has ended already needs no order.
             with contextlib.suppress(OSError):
-                self._process.stdin.write(order)
-                self._process.stdin.flush()
+                self._orders.write(order)
+                self._orders.flush()
 
     def _close_input(self) -> None:
-        if self._process.stdin is not None:
-            with contextlib.suppress(OSError):
-                self._process.stdin.close()
+        with contextlib.suppress(OSError):
+            self._orders.close()
+
+
+def _execute(options: WorkerOptions) -> Started:
+    frames, write_end = os.pipe()
+    try:
+        process = subprocess.Popen(
+            _command(options, write_end),
+            stdin=subprocess.PIPE,
+            # Frames have a pipe of their own: a library that prints must not break them.
+            stdout=sys.stderr.fileno() if _has_descriptor(sys.stderr) else None,
+            pass_fds=(write_end,),
+            env=_environment(),
+            # Ctrl-C in a terminal is for the parent, which then asks the worker to end.
+            start_new_session=True,
+        )
+    except OSError:
+        os.close(frames)
+        raise
+    finally:
+        os.close(write_end)
+    assert process.stdin is not None  # noqa: S101  a pipe was asked for
+    return Started(process, process.stdin, frames)
 
 
 def _decoded(line: bytes) -> Frame | FrameError:

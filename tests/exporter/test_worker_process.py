@@ -7,19 +7,30 @@ import time
 
 import pytest
 
+from exporter import early_worker
 from exporter.backends.base import BackendOptions
 from exporter.device_sampler import Schedule
+from exporter.early_worker import EarlyWorker
 from exporter.errors import FrameError
 from exporter.frames import BackendFrame, HeartbeatFrame, ProcessesFrame, SampleFrame
 from exporter.worker import WorkerOptions
 from exporter.worker_process import WorkerProcess
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 
-@pytest.fixture
-def worker(simulator):
+
+@pytest.fixture(params=["executed", "forked"])
+def worker(simulator, request):
+    """Everything here holds of the first worker, which is forked, and of its replacements."""
     schedule = Schedule(sample=0.1, processes=0.2)
     options = WorkerOptions("simulated", BackendOptions(simulator_url=simulator.url), schedule)
-    made = WorkerProcess(options)
+    if request.param == "forked":
+        early = EarlyWorker()
+        # A test runner has threads, which is why none was forked.
+        early._waiting = early._waiting or early_worker._fork()
+        made = early.start(options)
+    else:
+        made = WorkerProcess(options)
     yield made
     made.ask_to_end()
     for event in simulator.blocked.values():
@@ -84,7 +95,7 @@ def test_it_ends_when_asked(worker) -> None:
 
 def test_it_ends_when_its_parent_is_gone(worker) -> None:
     collect(worker, lambda seen: SampleFrame in kinds(seen))
-    worker._process.stdin.close()
+    worker._orders.close()
     assert worker.wait(10) == 0
 
 
