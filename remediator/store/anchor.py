@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 _LINE = re.compile(r"(\d{1,18}) ([0-9a-f]{64}) \S+")
 # Some 80,000 lines. A file that only root can rename goes on growing.
 _LARGEST = 8 * 2**20
+_LAST_LINES = 4096
 _SAY_EVERY = 1000
 
 
@@ -48,6 +49,7 @@ class Anchor:
             self._torn = self.failing = True
         if seq >= self._said + _SAY_EVERY:
             self.say(seq, mac)
+            self.rotate()
 
     def say(self, seq: int, mac: str) -> None:
         """The log is another place where the head is known."""
@@ -61,23 +63,34 @@ class Anchor:
             OSError: there is a file, but it cannot be read.
         """
         found: dict[int, set[str]] = {}
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            for line in self.path.read_text(encoding="ascii", errors="replace").splitlines():
-                match = _LINE.fullmatch(line)
-                if match:
-                    found.setdefault(int(match[1]), set()).add(match[2])
+        for path in (self._before, self.path):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                for line in path.read_text(encoding="ascii", errors="replace").splitlines():
+                    match = _LINE.fullmatch(line)
+                    if match:
+                        found.setdefault(int(match[1]), set()).add(match[2])
         return found
+
+    @property
+    def _before(self) -> Path:
+        return self.path.with_name(self.path.name + ".1")
 
     def rotate(self) -> None:
         """Begin a new file where this one is large; the newest one before stays beside it."""
         try:
-            if self.path.stat().st_size < _LARGEST:
-                return
-            newest = self.path.read_bytes().splitlines(keepends=True)[-1:]
-            old, fresh = (self.path.with_name(self.path.name + end) for end in (".1", ".tmp"))
-            fresh.write_bytes(b"".join(newest))
-            self.path.replace(old)
+            with self.path.open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                if size < _LARGEST:
+                    return
+                file.seek(max(0, size - _LAST_LINES))
+                lines = file.read().decode("ascii", "replace").splitlines()
+            newest = [line + "\n" for line in lines if _LINE.fullmatch(line)][-1:]
+            fresh = self.path.with_name(self.path.name + ".tmp")
+            fresh.write_text("".join(newest), encoding="ascii")
+            self.path.replace(self._before)
             fresh.replace(self.path)
+            # What is open is the file before.
+            self.close()
         except OSError as error:
             log.debug("the anchor %s is not rotated: %s", self.path, error)
 

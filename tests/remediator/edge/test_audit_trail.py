@@ -185,6 +185,27 @@ def test_a_torn_line_of_the_anchor_spoils_no_other(chain: Path) -> None:
     assert verdict(chain).anchored == RECORDS + 1
 
 
+def test_the_anchor_does_not_grow_for_ever_and_forgets_no_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("remediator.store.anchor._LARGEST", 2000)
+    monkeypatch.setattr("remediator.store.anchor._SAY_EVERY", 10)
+    folder = tmp_path / "state"
+    write(folder, 100)
+    assert (folder / "audit.anchor").stat().st_size < 4000
+    assert verdict(folder).anchored == 100
+    with tampering(folder) as raw:
+        raw.execute("DELETE FROM audit WHERE seq > 95")
+    assert verdict(folder).broken_at == 96
+    with (folder / "audit.anchor").open("ab") as file:
+        file.write(b"101 half a li")
+    monkeypatch.setattr("remediator.store.anchor._LARGEST", 600)
+    monkeypatch.setattr("remediator.store.anchor._SAY_EVERY", 1000)
+    write(folder, 8)
+    assert len((folder / "audit.anchor").read_text().splitlines()) < 15, "a new file was begun"
+    assert verdict(folder).broken_at == 96
+
+
 # Retention
 
 
