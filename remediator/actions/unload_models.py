@@ -212,24 +212,39 @@ def _outcome(
 ) -> Outcome:
     freed = _freed(before, after)
     sizes = [expected[model] for model in tally.unloaded]
+    whole = None if None in sizes else sum(size or 0 for size in sizes)
     data = {
         "unloaded": tally.unloaded,
         "in_use": tally.in_use,
         "errors": tally.errors,
-        "expected_bytes": None if None in sizes else sum(size or 0 for size in sizes),
+        "expected_bytes": whole,
         "used_bytes_before": before,
         "used_bytes_after": after,
         "freed_bytes": freed,
     }
     busy = f"; in use and left: {', '.join(tally.in_use)}" if tally.in_use else ""
     if tally.unloaded:
-        said = "an unknown size" if None in sizes else _gib(sum(size or 0 for size in sizes))
-        really = _gib(sum(freed.values())) if freed else "what could not be read"
-        what = f"{name} unloaded {', '.join(tally.unloaded)} ({said} by its own word)"
-        return Outcome("done", "unloaded", f"{what}; its cards gave back {really}{busy}", data)
+        what = f"{name} unloaded {', '.join(tally.unloaded)}; {_said(whole, freed)}"
+        nothing = _freed_nothing(whole, freed)
+        return Outcome("done", "freed_nothing" if nothing else "unloaded", what + busy, data)
     if tally.errors:
         return Outcome("failed", "error", f"{name} unloaded nothing{_list(tally.errors)}", data)
     return Outcome("nothing", "in_use", f"{name} unloaded nothing{busy}", data)
+
+
+def _freed_nothing(expected: int | None, freed: Bytes) -> bool:
+    """Whether the cards were read, and gave back none, or next to none, of what was expected."""
+    enough = (1 - _MOST_OF_IT) * (expected or 0)
+    return bool(freed) and sum(freed.values()) <= enough
+
+
+def _said(expected: int | None, freed: Bytes) -> str:
+    """What was freed, of what the server's own sizes had led to expect."""
+    of = "" if expected is None else f" of the expected {_gib(expected)}"
+    if not freed:
+        return f"how much that freed{of} could not be read"
+    really = f"freed {_gib(max(0, sum(freed.values())))}{of}"
+    return really if expected is not None else f"{really}; it does not say how much to expect"
 
 
 def _gib(size: int) -> str:

@@ -46,7 +46,7 @@ def test_the_model_used_longest_ago_goes_and_what_it_freed_is_read_again(make_be
     assert step.result["used_bytes_before"] == {uuid: 37 * GIB}
     assert step.result["used_bytes_after"] == {uuid: 20 * GIB}
     assert step.result["freed_bytes"] == {uuid: 17 * GIB}
-    assert "17.0 GiB by its own word" in step.sentence
+    assert step.sentence == "ollama unloaded old; freed 17.0 GiB of the expected 17.0 GiB"
     assert not bench.run.destructive
     assert bench.managers["ollama"].calls == []
 
@@ -82,6 +82,8 @@ def test_memory_that_never_comes_back_is_not_claimed(make_bench: Make) -> None:
     (step,) = bench.steps()
     assert step.result["expected_bytes"] == 37 * GIB
     assert step.result["freed_bytes"] == {bench.uuids[0]: 0}
+    assert step.result["reason"] == "freed_nothing"
+    assert step.sentence.endswith("freed 0.0 GiB of the expected 37.0 GiB")
     assert (bench.run.state, bench.run.reason) == ("ineffective", "still_present")
 
 
@@ -94,7 +96,8 @@ def test_what_cannot_be_read_afterwards_is_not_zero(make_bench: Make) -> None:
     bench.act()
     (step,) = bench.steps()
     assert step.result["freed_bytes"] == {}
-    assert "what could not be read" in step.sentence
+    assert "how much that freed of the expected 37.0 GiB could not be read" in step.sentence
+    assert step.result["reason"] == "unloaded"
     assert (bench.run.state, bench.run.reason) == ("ineffective", "no_evidence")
 
 
