@@ -427,10 +427,10 @@ def test_a_model_in_use_is_not_unloaded(fake: FakeVllm, router: Router) -> None:
     router.has(a="loaded")
     router.page("a", PAGE)
     with pytest.raises(ServiceTimeout, match="a is still loaded; it is in use"):
-        one.unload("a", 0.3)
+        one.unload("a", 1.0)
     router.page("a", IDLE.replace("deferred 0", "deferred 1"))
     with pytest.raises(ServiceTimeout, match="in use"):
-        one.unload("a", 0.3)
+        one.unload("a", 1.0)
     assert "/models/unload" not in fake.paths
     router.page("a", IDLE)
     one.unload("a", 5)
