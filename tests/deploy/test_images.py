@@ -22,6 +22,7 @@ from deploy.local.waiting import poll
 from remediator.clock import SystemClock
 from remediator.managers.base import Context
 from remediator.managers.supervisord import Options, create
+from tests.serving.door import CA, HASH, SERVER, Door
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKER = ROOT / "deploy" / "docker"
@@ -44,6 +45,11 @@ def test_no_image_runs_as_root():
     # Of the stage that the three images are made from.
     runtime = DOCKERFILE[DOCKERFILE.index("AS runtime") : DOCKERFILE.index("AS exporter")]
     assert "USER 65534:65534" in runtime
+
+
+def test_time_zones_of_windows_are_in_the_images():
+    runtime = DOCKERFILE[DOCKERFILE.index("AS runtime") : DOCKERFILE.index("AS exporter")]
+    assert "tzdata" in runtime[: runtime.index("USER ")]
 
 
 def test_what_is_copied_is_there_and_is_not_ignored():
@@ -107,6 +113,30 @@ def test_the_health_check_tells_ready_from_not_ready(port, capsys):
 def test_the_health_check_fails_where_nobody_listens(capsys):
     assert healthcheck.main([str(Ports.free().llm), "/-/ready"]) == 1
     assert "no answer" in capsys.readouterr().out
+
+
+CLIENTS = f"  client_auth_type: RequireAndVerifyClientCert\n  client_ca_file: {CA}\n"
+
+
+@pytest.mark.parametrize(
+    ("path", "more", "status", "said"),
+    [
+        ("/-/healthy", "", 0, "200 healthy"),
+        ("/-/else", "", 1, "404"),
+        ("/-/healthy", CLIENTS, 0, "wants a client certificate"),
+        ("/-/ready", f"basic_auth_users:\n  ann: {HASH}\n", 0, "401"),
+    ],
+)
+def test_the_health_check_finds_out_by_itself_that_tls_is_on(
+    path, more, status, said, tmp_path, capsys
+):
+    (config := tmp_path / "web.yml").write_text(f"tls_server_config:\n{SERVER}{more}")
+    door = Door(config)
+    try:
+        assert healthcheck.main([str(door.port), path]) == status
+    finally:
+        door.close()
+    assert said in capsys.readouterr().out
 
 
 def test_the_health_check_needs_neither_our_packages_nor_a_proxy(port):
