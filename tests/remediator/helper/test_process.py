@@ -64,6 +64,7 @@ def writing(helper: Process, driver: Driver) -> tuple[threading.Thread, list[str
 def test_killed_in_the_middle_it_leaves_an_unknown_outcome_that_the_next_one_tells(
     helper: Process, driver: Driver, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     asking, said = writing(helper, driver)
     helper.process.send_signal(signal.SIGKILL)
     helper.process.wait(20)
