@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 import signal
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 
 from remediator.config import Config
 from remediator.config import changes as config_changes
+from remediator.config.secrets import read_token
 from remediator.errors import ConfigError, RemediatorError
 from remediator.store import Draft, Store
 
@@ -41,6 +43,7 @@ class Reloader:
     ) -> None:
         """`prepare` checks a configuration, and returns what puts it in force and cannot fail."""
         self._current = current
+        self._tokens = _fingerprints(current)
         self._read = read
         self._prepare = prepare
         self._store = store
@@ -67,7 +70,12 @@ class Reloader:
         new = self._read()
         config_changes.refuse_fixed(self._current, new)
         put_in_force = self._prepare(new)
-        changes = config_changes.between(self._current, new)
+        tokens = _fingerprints(new)
+        changes = config_changes.between(self._current, new) + [
+            f"web.tokens.{role}: another token"
+            for role, before in self._tokens.items()
+            if before != tokens[role]
+        ]
         with self._store.transaction() as tx:
             tx.episodes.wake(self._now(), beyond=0.0)
             tx.audit(
@@ -79,7 +87,7 @@ class Reloader:
                 )
             )
         put_in_force()
-        self._current = new
+        self._current, self._tokens = new, tokens
         self._state.successful, self._state.succeeded_at = True, self._now()
         return changes
 
@@ -120,6 +128,19 @@ class Reloader:
             except Exception:
                 log.exception("the reload met a fault of the remediator")
                 self._state.successful = False
+
+
+def _fingerprints(config: Config) -> dict[str, str]:
+    """What tells the tokens of one moment from those of another: their files may stay the same.
+
+    Raises:
+        ConfigError: a file cannot be read or holds no usable token.
+    """
+    files = vars(config.web.tokens)
+    return {
+        role: "" if file is None else hashlib.sha256(read_token(file).encode()).hexdigest()
+        for role, file in files.items()
+    }
 
 
 def no_reload(by: str) -> list[str]:  # noqa: ARG001 - as a reload is called

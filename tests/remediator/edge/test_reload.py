@@ -192,6 +192,19 @@ def test_a_token_may_be_exchanged(running: Reloadable) -> None:
     assert reply.status_code == 200
 
 
+def test_another_token_in_the_same_file_is_taken_in_and_told_without_it(
+    running: Reloadable,
+) -> None:
+    Path(_tokens(running.folder)["operate"]).write_text("another-token-" + "z" * 20 + "\n")
+    reload = running.reloader.reload
+    assert reload("a test") == ["web.tokens.operate: another token"]
+    assert running.call("get", "/api/v1/runs").status_code == 401
+    (record,) = running.records("config_reloaded")
+    assert record["severity"] == "warning"
+    assert "zzz" not in json.dumps(record)
+    assert reload("a test") == []
+
+
 def test_who_operates_may_reload_over_http(running: Reloadable) -> None:
     running.write(mode="auto")
     for role, status in ((None, 401), ("webhook", 403), ("read", 403)):
