@@ -36,9 +36,10 @@ def _serve(flags: options.Flags) -> int:
     with EarlyWorker() as early:
         options.check(flags)
         logs.configure(flags.log_level, flags.log_format)
-        from exporter.commands import serve  # noqa: PLC0415  it is big: what is forked lacks it
+        # Only here: it is big, and what is forked does without it.
+        from exporter.serving_command import run  # noqa: PLC0415
 
-        return serve(flags, early.start)
+        return run(flags, early.start)
 
 
 def _look_once(flags: options.Flags) -> int:

@@ -1,4 +1,4 @@
-"""What each command of `gpu-exporter` does."""
+"""What each command of `gpu-exporter` does that looks once."""
 # ruff: noqa: T201  what is printed is what was asked for
 
 from __future__ import annotations
@@ -6,14 +6,12 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
-import logging
 import sys
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-from exporter import __version__, api, check, config, doctor, inventory
+from exporter import api, check, config, doctor, inventory
 from exporter.attribution import processes_root
 from exporter.backends import registry
 from exporter.clock import SystemClock
@@ -23,58 +21,18 @@ from exporter.host import HostReading
 from exporter.options import Flags
 from exporter.service import Service
 from exporter.snapshot import Snapshot
-from exporter.supervisor import Worker
-from exporter.web import release as web_release
-from exporter.web.app import ExporterApp
-from exporter.web.config_rows import config_rows
-from exporter.worker import WorkerOptions
-from serving import server
-from serving.door import open_door
-from serving.live import LiveConfig
-from serving.password import Password
 
-_log = logging.getLogger("exporter")
 # Opening a driver without persistence mode takes seconds.
 _FIRST_CYCLE_SECONDS = 20.0
 
 
 def run(flags: Flags) -> int:
-    """Run a command that looks once, and return its exit code.
+    """Run a command, and return its exit code.
 
     Raises:
         ExporterError, ServingError: it cannot be done.
     """
     return _COMMANDS[flags.command](flags)
-
-
-def serve(flags: Flags, start_worker: Callable[[WorkerOptions], Worker]) -> int:
-    """Serve until a signal comes, and return the exit code.
-
-    Raises:
-        ExporterError, ServingError: it cannot be done.
-    """
-    service = Service(
-        config.load(flags.config_file), flags.service_options(), start_worker=start_worker
-    )
-    endpoint = None
-    if flags.release_token_file is not None:
-        token = web_release.read_token(flags.release_token_file)
-        endpoint = web_release.ReleaseEndpoint(service.release, token)
-    app = ExporterApp(
-        service.store, service.page, flags.telemetry_path, service.read_host, endpoint
-    )
-    _log.info("gpu-exporter %s", __version__)
-    live = None if flags.web_config_file is None else LiveConfig(flags.web_config_file)
-    if live is not None:
-        service.page.add("web_config", partial(config_rows, live))
-    # The release has a token of its own, in the same header.
-    password = Password("gpu-exporter", frozenset({web_release.PATH}))
-    try:
-        server.serve(open_door(app, flags.listen_address, live, password), service.start)
-    finally:
-        service.stop()
-    _log.info("stopped")
-    return 0
 
 
 def _dump(flags: Flags) -> int:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import ctypes
 import importlib
 import pkgutil
-import shutil
 from pathlib import Path
 from typing import cast
 
 from exporter.backends.base import Backend, BackendOptions
-from exporter.capture import file as capture_file
 from exporter.environment import NVML_LIBRARY, Environment
 from exporter.errors import CaptureError, ConfigError
 
@@ -38,7 +36,10 @@ class Machine:
 
     def has_nvidia_smi(self) -> bool:
         """Tell whether there is an nvidia-smi."""
-        return shutil.which("nvidia-smi") is not None
+        # Only here: it brings every packer that Python has.
+        from shutil import which  # noqa: PLC0415
+
+        return which("nvidia-smi") is not None
 
 
 def names() -> tuple[str, ...]:
@@ -88,8 +89,11 @@ def of_this_machine(name: str) -> bool:
 def _check_capture(file: str) -> None:
     if not file:
         raise ConfigError("--backend=replay:FILE wants a file that `gpu-exporter capture` made")
+    # Only here: no other backend needs it.
+    from exporter.capture.file import load  # noqa: PLC0415
+
     try:
-        capture_file.load(Path(file))
+        load(Path(file))
     except CaptureError as error:
         raise ConfigError(f"--backend=replay: {error}") from error
 
