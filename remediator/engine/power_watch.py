@@ -26,7 +26,8 @@ _AT_WORK = 0.9
 _AT_REST = 0.05
 # Requests and tokens, or neither, for as long as this: two looks at the usual interval.
 _LASTING = 10.0
-_EVERY_SAVE = 300.0
+# What a restart of the remediator may lose of hours of samples.
+_EVERY_SAVE = 1800.0
 
 
 @dataclass(frozen=True)

@@ -61,9 +61,10 @@ class Learned:
         known = self.idle if state == "idle" else self.busy
         if known and 0 <= now - known[-1][0] < _EVERY:
             return self
-        # After the clock was set back, what seems to come from the future is of no known age.
-        kept = tuple(one for one in known if 0 <= now - one[0] <= _MAX_AGE)
-        samples = (*kept, (now, watts))[-_KEPT:]
+        if known and not (known[-1][0] <= now <= known[0][0] + _MAX_AGE):
+            # After the clock was set back, what seems to come from the future is of no known age.
+            known = tuple(one for one in known if 0 <= now - one[0] <= _MAX_AGE)
+        samples = (*known, (round(now, 1), round(watts, 1)))[-_KEPT:]
         return replace(self, idle=samples) if state == "idle" else replace(self, busy=samples)
 
     def bands(self, now: float) -> Bands | None:

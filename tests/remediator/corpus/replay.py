@@ -149,6 +149,15 @@ class _Scene:
             self._end += float(self.trace.phases[self._index]["for"])
             self._enter()
 
+    def is_steady(self) -> bool:
+        """Whether tokens flow or nobody asks for any, for another minute at the least."""
+        if self._end - self._clock.passed < 60.0:
+            return False
+        return all(
+            one.get("rate", 0.0) >= 1.0 or not (one.get("running") or one.get("waiting"))
+            for one in self._services.values()
+        )
+
     def _enter(self) -> None:
         phase = self.trace.phases[self._index]
         if phase.get("new_process"):
@@ -310,8 +319,12 @@ class _Episode:
 class Replay:
     """One trace."""
 
-    def __init__(self, trace: Trace, store: Store, config: Config, known: Rules) -> None:
+    def __init__(
+        self, trace: Trace, store: Store, config: Config, known: Rules, steady: float | None = None
+    ) -> None:
+        """With `steady` it is looked only so often (seconds) where one look is as the other."""
         self._trace, self._rules = trace, known
+        self._steady = steady
         self._clock = _Clock()
         self._clock.every = config.timing.probe_interval
         self._scene = _Scene(trace, self._clock, known)
@@ -350,12 +363,18 @@ class Replay:
 
     def run(self) -> Outcome:
         """Play it to its end, or to the first restart."""
-        while self._clock.passed < self._trace.seconds and self.outcome.restarted is None:
-            self._clock.advance(self._rules.evaluation)
+        end, step = self._trace.seconds, self._rules.evaluation
+        if self._steady is not None:
+            step = self._steady / 2
+        while self._clock.passed < end and self.outcome.restarted is None:
+            self._clock.advance(step)
             self._evaluate()
         return self.outcome
 
     def _look(self) -> None:
+        if self._steady is not None:
+            interval = self._world.config.timing.probe_interval
+            self._clock.every = self._steady if self._scene.is_steady() else interval
         for name, service in self._world.services.items():
             probe = service.driver.probe()
             self._probes[name] = probe
