@@ -1,8 +1,9 @@
 """What the page is worth while driver calls hang for ever, at the deadlines that are shipped.
 
 Every NVML function that the exporter calls is hung: which these are is seen in a pass. Those that a card's
-own thread calls hang all at once, each on its own card of one exporter. Those that open the driver hang one
-at a time, each in an exporter of its own, which has to open it again because a card is lost.
+own thread calls hang all at once, each on its own card of one exporter. Those that open or close the driver
+hang one at a time, each in an exporter of its own, which has to open it again because a card is lost.
+Three of these are the driver as a whole: without it nobody can be read, and these are told apart.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ _OPENING_CARDS = 4
 _AT_ONCE = 5
 # The goals.
 _P99_MS, _MAX_MS, _AGE_SECONDS, _VISIBLE_SECONDS = 500.0, 2000.0, 3.0, 15.0
+# A call that no card is read by shows as one that has been going on for so long.
+_GOING_ON_SECONDS = 3.0
+_RUNNING = re.compile(r"^gpu_exporter_collect_running_seconds (\S+)$", re.MULTILINE)
 _SERIES = re.compile(
     r'^(gpu_up|gpu_exporter_last_collect_timestamp_seconds){.*uuid="([^"]+)".*} (\S+)$',
     re.MULTILINE,
@@ -84,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"{machine.describe()}\nbefore: {machine.load()}\n", flush=True)
     try:
         with tempfile.TemporaryDirectory(prefix="gpu-hung-") as folder:
-            print(_report(*_measure(Path(folder), options.seconds)))
+            print(_report(_measure(Path(folder), options.seconds)))
     except (ExporterError, StandinError) as error:
         print(error, file=sys.stderr)
         return 1
@@ -92,18 +96,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _measure(folder: Path, seconds: int) -> tuple[Record, Record]:
+def _measure(folder: Path, seconds: int) -> dict[str, Record]:
     functions = [one for one in called(folder / "pass") if one.function not in NOT_INJECTABLE]
     readings = [one for one in functions if one.of_card]
     opening = [one for one in functions if one.opens and not one.of_card]
     reading = _hang_readings(folder / "readings", readings, seconds)
     print(f"{len(readings)} readings hung side by side; {machine.load()}", flush=True)
-    all_opening = Record()
-    for first in range(0, len(opening), _AT_ONCE):
-        for record in _side_by_side(folder, opening[first : first + _AT_ONCE], seconds // 2):
-            all_opening.add(record)
+    whole = [one for one in opening if one.blinds]
+    apart = [one for one in opening if not one.blinds]
+    records = {
+        "readings, all at once": reading,
+        "opening a card, events, versions": _hang_in_turn(folder, apart, seconds),
+        "opening or closing the driver": _hang_in_turn(folder, whole, seconds),
+    }
     print(f"{len(opening)} calls that open the driver hung; {machine.load()}", flush=True)
-    return reading, all_opening
+    return records
+
+
+def _hang_in_turn(folder: Path, calls: Sequence[Called], seconds: int) -> Record:
+    all_calls = Record()
+    for first in range(0, len(calls), _AT_ONCE):
+        for record in _side_by_side(folder, calls[first : first + _AT_ONCE], seconds // 2):
+            all_calls.add(record)
+    return all_calls
 
 
 def _hang_readings(folder: Path, readings: Sequence[Called], seconds: int) -> Record:
@@ -146,9 +161,11 @@ def _hang_opening(folder: Path, call: Called, seconds: int) -> Record:
         _await_all(running, driver)
         driver.hang(call.function, gpu=0 if call.device else None)
         driver.lose(_OPENING_CARDS - 1)
-        others = set(driver.uuids[1:-1]) if call.device else set()
+        others = set(driver.uuids[1 if call.device else 0 : -1])
         try:
-            return _watch(running, {driver.uuids[0]: call.function}, others, seconds)
+            if call.device or call.blinds:
+                return _watch(running, {driver.uuids[0]: call.function}, others, seconds)
+            return _watch(running, {"": call.function}, others, seconds)
         finally:
             driver.clear()
 
@@ -175,12 +192,21 @@ def _watch(running: Running, sick: dict[str, str], others: set[str], seconds: in
         cards = _cards(scrape.page)
         if ages := [now - cards[uuid].read_at for uuid in others]:
             record.ages.append(max(ages))
-        for uuid in [uuid for uuid in waiting if not cards[uuid].up]:
+        for uuid in [uuid for uuid in waiting if uuid and not cards[uuid].up]:
             del waiting[uuid]
             record.visible.append(now - cards[uuid].read_at)
+        going_on = _going_on(scrape.page)
+        if "" in waiting and going_on >= _GOING_ON_SECONDS:
+            del waiting[""]
+            record.visible.append(going_on)
         time.sleep(random.uniform(0.5, 1.5) * _PERIOD_SECONDS)
     record.unseen = sorted(waiting.values())
     return record
+
+
+def _going_on(page: str) -> float:
+    found = _RUNNING.search(page)
+    return float(found[1]) if found else 0.0
 
 
 def _cards(page: str) -> dict[str, _Card]:
@@ -194,9 +220,9 @@ def _cards(page: str) -> dict[str, _Card]:
     }
 
 
-def _report(reading: Record, opening: Record) -> str:
-    rows = [_row("readings, all at once", reading), _row("opening the driver", opening)]
-    unseen = sorted({*reading.unseen, *opening.unseen})
+def _report(records: dict[str, Record]) -> str:
+    rows = [_row(what, record) for what, record in records.items()]
+    unseen = sorted({one for record in records.values() for one in record.unseen})
     head = (
         *(
             "hung",

@@ -49,7 +49,7 @@ class Schedule:
     check: float = 10.0
     retry: float = 1.0
     retry_limit: float = 60.0
-    opening: float = 5.0
+    opening: float = 10.0
     process_limit: int = 128
 
 

@@ -57,6 +57,8 @@ class NvmlEvents:
             BackendError: the driver is gone.
             ReadingError: it failed this time.
         """
+        # One in which not every card could be registered again.
+        self.close()
         try:
             made = self._nvml.nvmlEventSetCreate()
         except self._nvml.NVMLError as error:
