@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from exporter.clock import Clock
+
+# What a page waits for all filesystems together: a server of one that is gone may not answer for days.
+_PATIENCE_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +41,17 @@ class HostReading:
 
 
 class HostReader:
-    """Reads the host; nothing in it blocks on a driver."""
+    """Reads the host; a filesystem that does not answer is left out, and holds up nothing."""
 
     def __init__(
-        self, mountpoints: Iterable[str], clock: Clock, proc: Path = Path("/proc")
+        self,
+        mountpoints: Iterable[str],
+        clock: Clock,
+        proc: Path = Path("/proc"),
+        statvfs: Callable[[str], os.statvfs_result] = os.statvfs,
     ) -> None:
-        self._mountpoints = tuple(mountpoints)
+        """Read below `proc`; `statvfs` stands for the system's."""
+        self._mounts = [_Mount(one, statvfs) for one in dict.fromkeys(mountpoints)]
         self._clock = clock
         self._proc = proc
 
@@ -75,14 +84,50 @@ class HostReader:
         return {match[1]: int(match[2]) for match in found if match[1] in wanted}
 
     def _filesystems(self) -> Iterator[Filesystem]:
-        for mountpoint in self._mountpoints:
-            try:
-                stat = os.statvfs(mountpoint)
-            except OSError:
-                continue
-            yield Filesystem(
-                mountpoint, stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize
-            )
+        now = self._clock.monotonic()
+        looks = [mount.look(now) for mount in self._mounts]
+        for look in looks:
+            look.done.wait(look.began_at + _PATIENCE_SECONDS - self._clock.monotonic())
+            if look.found is not None:
+                yield look.found
+
+
+class _Look:
+    """One question to a filesystem, and its answer once it is `done`."""
+
+    def __init__(self, began_at: float) -> None:
+        self.began_at = began_at
+        self.done = threading.Event()
+        self.found: Filesystem | None = None
+
+
+class _Mount:
+    """One mount point, asked in a thread of its own: one on a network may not answer for long."""
+
+    def __init__(self, mountpoint: str, statvfs: Callable[[str], os.statvfs_result]) -> None:
+        self._mountpoint = mountpoint
+        self._statvfs = statvfs
+        self._lock = threading.Lock()
+        self._last: _Look | None = None
+
+    def look(self, now: float) -> _Look:
+        """Begin to look, or return the look that has not come back: there is one at a time."""
+        with self._lock:
+            if self._last is not None and not self._last.done.is_set():
+                return self._last
+            look = self._last = _Look(now)
+        threading.Thread(target=self._ask, args=(look,), name="filesystem", daemon=True).start()
+        return look
+
+    def _ask(self, look: _Look) -> None:
+        try:
+            stat = self._statvfs(self._mountpoint)
+            size, free = stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize
+            look.found = Filesystem(self._mountpoint, size, free)
+        except OSError:
+            return
+        finally:
+            look.done.set()
 
 
 def _kibibytes(value: int | None) -> int | None:

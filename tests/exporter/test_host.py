@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 
 import pytest
 
@@ -185,3 +187,35 @@ def test_check_shows_the_xid_errors_that_matter_the_critical_first(bench) -> Non
     assert "not in our table" in told[2]
     bench.enumerate(bench.gpu().info, watched=[])
     assert "Xid errors          not available" in checked(bench)[0]
+
+
+def test_a_filesystem_that_does_not_answer_holds_up_no_page(bench, procfs, eventually) -> None:
+    answers = threading.Event()
+    asked: list[str] = []
+
+    def statvfs(path: str) -> os.statvfs_result:
+        asked.append(path)
+        if path == "/models":
+            assert answers.wait(30)
+        return os.statvfs("/")
+
+    reader = HostReader(("/models", "/"), bench.clock, procfs, statvfs)
+
+    def mountpoints() -> set[str]:
+        bench.clock.now += 10
+        return {one.mountpoint for one in reader.read().filesystems}
+
+    try:
+        for _ in range(3):
+            assert mountpoints() == {"/"}
+        assert asked.count("/models") == 1, "one look at a time"
+        _, page = get(bench, reader.read, "/metrics")
+        assert b"gpu_up{" in page
+    finally:
+        answers.set()
+    eventually(lambda: mountpoints() == {"/models", "/"})
+
+
+def test_a_mount_point_that_is_named_twice_is_one_series(bench, procfs) -> None:
+    _, page = get(bench, HostReader(("/", "/"), bench.clock, procfs).read, "/metrics")
+    assert page.count(b"host_filesystem_size_bytes{") == 1
