@@ -55,6 +55,7 @@ def message(answer: http.Answer) -> str:
         raw = answer.json()
     except ServiceError:
         return "no reason given"
-    error = raw.get("error", raw.get("message")) if isinstance(raw, dict) else None
+    found = raw if isinstance(raw, dict) else {}
+    error = found.get("error") or found.get("message") or found.get("detail")
     said = error.get("message") if isinstance(error, dict) else error
     return str(said or "no reason given")[:_LONGEST_MESSAGE]
