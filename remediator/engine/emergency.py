@@ -132,11 +132,11 @@ class EmergencyStop:
             ended = {step.seq for step in tx.runs.steps(run.id) if step.state != "intended"}
         plan = from_journal(run.plan)
         left = [step for seq, step in _stops(plan) if seq not in ended]
-        if not left or not self._may_try(run.target):
+        if not left:
             return
         finding = playbook.evidence.read(self._world, run.target)
         refusal = ask(self._world, playbook, run, left[0])[1]
-        if finding.state != "present" or refusal is not None:
+        if finding.state != "present" or refusal is not None or not self._may_try(run.target):
             return
         if self._began(run.target) is None:
             about = {"target": [run.target.kind, run.target.name], "playbook": run.playbook}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import threading
 from collections.abc import Callable
 
@@ -75,6 +74,14 @@ def told_once(bench: Bench) -> None:
     assert len(bench.events("emergency")) == 1
 
 
+def outage(bench: Bench) -> bytes:
+    """The service is stopped while the store fails; what the journal holds then."""
+    fail(bench)
+    refused(bench)
+    bench.pass_time(5)
+    return bench.store.emergency.path.read_bytes()
+
+
 def test_an_alert_that_could_not_be_stored_still_stops_the_service(bench: Bench) -> None:
     fail(bench)
     refused(bench)
@@ -90,6 +97,18 @@ def test_an_alert_that_was_stored_before_the_store_failed_stops_the_service(benc
     bench.pass_time(5)
     assert calls(bench) == ["stop 1001"]
     told_once(bench)
+
+
+def test_a_run_that_cannot_be_seen_for_a_moment_is_not_left_for_a_minute(bench: Bench) -> None:
+    bench.fire(SHUTDOWN)
+    bench.evaluate()
+    fail(bench)
+    bench.gpus.silent = True
+    bench.pass_time(3)
+    assert calls(bench) == []
+    bench.gpus.silent = False
+    bench.pass_time(6)
+    assert calls(bench) == ["stop 1001"]
 
 
 @pytest.mark.parametrize("commits", [1, 2, 3, 4, 5])
@@ -120,16 +139,11 @@ def test_a_crash_during_the_outage_forgets_nothing_and_repeats_nothing(bench: Be
 
 
 def test_what_was_taken_over_is_not_taken_over_again(bench: Bench) -> None:
-    fail(bench)
-    refused(bench)
-    bench.pass_time(5)
-    journal = bench.store.emergency.path
-    copy = journal.with_name("copy")
-    shutil.copy(journal, copy)
+    journal, kept = bench.store.emergency.path, outage(bench)
     heal(bench)
     bench.pass_time(5)
     # A crash between the commit and the removal of the file.
-    copy.rename(journal)
+    journal.write_bytes(kept)
     bench.restart()
     bench.pass_time(5)
     assert len(bench.runs) == 1
@@ -138,17 +152,12 @@ def test_what_was_taken_over_is_not_taken_over_again(bench: Bench) -> None:
 
 
 def test_what_was_taken_over_long_ago_is_not_taken_over_again(bench: Bench) -> None:
-    fail(bench)
-    refused(bench)
-    bench.pass_time(5)
-    journal = bench.store.emergency.path
-    copy = journal.with_name("copy")
-    shutil.copy(journal, copy)
+    journal, kept = bench.store.emergency.path, outage(bench)
     told_once(bench)
     # Another outage, taken over as well; then somebody puts the file of the first one back.
     bench.store.emergency.append("undone", lease=7, target=["gpu", "x"], time=bench.clock.now())
     bench.pass_time(5)
-    copy.rename(journal)
+    journal.write_bytes(kept)
     bench.restart()
     bench.pass_time(5)
     assert len(bench.runs) == 1
