@@ -1,4 +1,4 @@
-"""The metrics page: the snapshot that is there, rendered by prometheus-client."""
+"""The metrics page: the snapshot that is there, as Prometheus reads it."""
 
 from __future__ import annotations
 
@@ -6,21 +6,12 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain
 from typing import Protocol
 
-from prometheus_client import (
-    CollectorRegistry,
-    GCCollector,
-    PlatformCollector,
-    ProcessCollector,
-)
-from prometheus_client.exposition import choose_encoder
-from prometheus_client.metrics_core import Metric as Family
-from prometheus_client.registry import Collector
-
-from exporter.catalogue import METRICS, Kind, Metric
+from exporter import catalogue, exposition, own_process
+from exporter.exposition import Family, Format
 from exporter.host import HostReading
+from exporter.own_process import OwnProcess
 from exporter.rows import (
     Row,
     exporter_rows,
@@ -33,9 +24,7 @@ from exporter.rows import (
 from exporter.snapshot import Snapshot
 
 _log = logging.getLogger(__name__)
-_END_OF_OPENMETRICS = b"# EOF\n"
-# A client names the version that it wants: what is kept must not grow with what it invents.
-_FORMATS_LIMIT = 4
+_METRICS = {**catalogue.METRICS, **own_process.METRICS}
 
 
 class SnapshotSource(Protocol):
@@ -50,7 +39,7 @@ class SnapshotSource(Protocol):
         ...
 
 
-class SnapshotCollector(Collector):
+class Families:
     """Metric families of one rendering, made anew each time; nothing is kept between two."""
 
     def __init__(self, on_error: Callable[[str, str, Exception], None]) -> None:
@@ -62,20 +51,20 @@ class SnapshotCollector(Collector):
     def add(self, collector: str, rows: Iterable[Row], labels: tuple[str, ...] = ()) -> None:
         """Add all rows or none: half of a GPU's series would be read as the whole."""
         try:
-            prepared = [_sample(row, labels) for row in rows]
+            prepared = [(_METRICS[row[0]], _line(row, labels)) for row in rows]
         except Exception as error:  # noqa: BLE001  one bad GPU must not cost the whole page
             self.failed = True
             self._on_error(collector, labels[-1] if labels else collector, error)
             return
-        for metric, named, value in prepared:
+        for metric, line in prepared:
             family = self._families.get(metric.name)
             if family is None:
-                family = self._families[metric.name] = _family(metric)
-            family.add_sample(metric.name, named, value)
+                family = self._families[metric.name] = (metric, [])
+            family[1].append(line)
 
-    def collect(self) -> Iterator[Family]:
+    def __iter__(self) -> Iterator[Family]:
         """Yield the families that have a series."""
-        yield from self._families.values()
+        return iter(self._families.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +88,7 @@ class Page:
         """Render from `source`; without `read_host` there are no `host_*` series."""
         self._source = source
         self._read_host = read_host
-        self._process = CollectorRegistry(auto_describe=False)
-        ProcessCollector(registry=self._process)
-        PlatformCollector(registry=self._process)
-        GCCollector(registry=self._process)
+        self._process = OwnProcess()
         self._more: dict[str, Callable[[], Iterable[Row]]] = {}
         self._steady: dict[str, _Rendered] = {}
         # A scrape every few seconds would say the same again and again.
@@ -114,10 +100,10 @@ class Page:
 
     def render(self, accept: str = "") -> tuple[bytes, str]:
         """Return the page and its content type, as the Accept header wants it."""
-        encode, content_type = _encoder(accept)
+        form = exposition.choose(accept)
         snapshot = self._source.snapshot()
-        steady = self._steady_part(snapshot, encode, content_type)
-        now = SnapshotCollector(self._failed)
+        steady = self._steady_part(snapshot, form)
+        now = Families(self._failed)
         for view in snapshot.gpus:
             now.add("render", gpu_rows(view), identity(view.info))
         if self._read_host is not None:
@@ -126,23 +112,20 @@ class Page:
         for collector, read in self._more.items():
             now.add(collector, _read(read))
         now.add("render", exporter_rows(snapshot))
-        return steady + encode(_Both(now, self._process)), content_type
+        now.add("process", _read(self._process.rows))
+        return steady + form.write(now), form.content_type
 
-    def _steady_part(
-        self, snapshot: Snapshot, encode: Callable[[Collector], bytes], content_type: str
-    ) -> bytes:
+    def _steady_part(self, snapshot: Snapshot, form: Format) -> bytes:
         key = steady_key(snapshot)
-        known = self._steady.get(content_type)
+        known = self._steady.get(form.content_type)
         if known is not None and known.key == key:
             return known.body
-        collector = SnapshotCollector(self._failed)
+        collector = Families(self._failed)
         for view in snapshot.gpus:
             collector.add("render", steady_rows(view, snapshot), identity(view.info))
-        body = encode(collector).removesuffix(_END_OF_OPENMETRICS)
+        body = form.write(collector, last=False)
         if not collector.failed:
-            if len(self._steady) >= _FORMATS_LIMIT:
-                self._steady.clear()
-            self._steady[content_type] = _Rendered(key, body)
+            self._steady[form.content_type] = _Rendered(key, body)
         return body
 
     def _failed(self, collector: str, what: str, error: Exception) -> None:
@@ -152,39 +135,14 @@ class Page:
             _log.error("cannot render %s", what, exc_info=error)
 
 
-class _Both(Collector):
-    """Two collectors as one, without the lock and the checks of a registry."""
-
-    def __init__(self, *collectors: Collector | CollectorRegistry) -> None:
-        self._collectors = collectors
-
-    def collect(self) -> Iterator[Family]:
-        return chain.from_iterable(collector.collect() for collector in self._collectors)
-
-
-def _encoder(accept: str) -> tuple[Callable[[Collector], bytes], str]:
-    try:
-        return choose_encoder(accept)
-    except (ValueError, TypeError):
-        # A version that is no number: whoever sends that gets the format that all understand.
-        return choose_encoder("")
-
-
 def _read(read: Callable[[], Iterable[Row]]) -> Iterator[Row]:
     # Called only where a failure of it costs nothing else.
     yield from read()
 
 
-def _family(metric: Metric) -> Family:
-    suffix = {Kind.COUNTER: "_total", Kind.INFO: "_info", Kind.GAUGE: ""}[metric.kind]
-    name = metric.name.removesuffix(suffix)
-    return Family(name, metric.help, metric.kind.value, metric.unit)
-
-
-def _sample(row: Row, labels: tuple[str, ...]) -> tuple[Metric, dict[str, str], float]:
+def _line(row: Row, labels: tuple[str, ...]) -> str:
     name, more, value = row
     if not math.isfinite(value):
         raise ValueError(f"{name}: {value} is not a reading")
-    metric = METRICS[name]
-    values = (*labels, *more) if metric.per_gpu else more
-    return metric, dict(zip(metric.label_names, values, strict=True)), value
+    metric = _METRICS[name]
+    return exposition.line(metric, (*labels, *more) if metric.per_gpu else more, value)
