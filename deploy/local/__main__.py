@@ -13,10 +13,10 @@ from deploy.local.up import up
 
 _ENVIRONMENT = """
 environment:
-  MODE=auto|observe   the remediator acts, or only says what it would do
-  PORTS=20000         seven consecutive ports from there instead of the well-known ones
-  GPUS=4              how many GPUs to simulate where there is none
-  INCIDENTS=no        play no incidents on simulated GPUs
+  MODE=auto       the remediator acts (approve: when you say so; observe: it says what it would do)
+  PORTS=20000     seven consecutive ports from there instead of the well-known ones
+  GPUS=4          how many GPUs to simulate where there is none
+  INCIDENTS=no    play no incidents on simulated GPUs
 """
 
 

@@ -27,13 +27,13 @@ def incidents(stack: Stack, say: Say) -> Script:
     briefly in between.
 
     Args:
-        stack: A ready stack with simulated GPUs and service, in mode ``auto`` or ``observe``.
+        stack: A ready stack with simulated GPUs and service, in mode ``auto``, ``approve`` or ``observe``.
         say: Gets each sentence of the narrator.
 
     Raises:
         StackError: The stack does not answer; the incident at hand cannot be played.
     """
-    acts = stack.options.mode == "auto"
+    acts = stack.options.mode != "observe"
     stack.start_load()
     for incident in (overheating, busy, killed) if acts else (overheating, busy):
         yield from _pause(_BREATH_SECONDS)
@@ -45,12 +45,12 @@ def overheating(stack: Stack, say: Say) -> Script:
     """A card overheats, is capped, cools, and is restored."""
     card = stack.simulated_gpus()[0]
     uuid, limit = card["uuid"], card["power_limit_watts"]
-    acts = stack.options.mode == "auto"
+    acts = stack.options.mode != "observe"
     say(
         f"Incident 1: the fan of GPU 0 fails. At full power ({limit:g} W) the card would settle at "
         f"{_HOT_CELSIUS} °C. Expect "
         + (
-            "a power cap, cooling, and the cap undone."
+            f"a power cap{_once_approved(stack)}, cooling, and the cap undone."
             if acts
             else "an alert, and what the remediator would do; it only observes."
         )
@@ -93,8 +93,8 @@ def killed(stack: Stack, say: Say) -> Script:
     """The service's process is killed, restarted, and answers again."""
     old = stack.kill_service()
     say(
-        f"Incident 3: the LLM service (pid {old}) is killed. Expect a restart, the model loaded "
-        "again, and a test answer."
+        f"Incident 3: the LLM service (pid {old}) is killed. Expect a restart"
+        f"{_once_approved(stack)}, the model loaded again, and a test answer."
     )
     back = yield from _until(lambda: _verified(stack, "LLMServiceDown"))
     say(
@@ -103,6 +103,10 @@ def killed(stack: Stack, say: Say) -> Script:
         if back
         else "The service did not come back in time; see the lines above and the remediator's log."
     )
+
+
+def _once_approved(stack: Stack) -> str:
+    return " once you have approved it" if stack.options.mode == "approve" else ""
 
 
 def _cap(stack: Stack, uuid: str, limit: float) -> float | None:

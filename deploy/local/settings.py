@@ -9,7 +9,7 @@ from typing import Literal, cast, get_args
 from deploy.local.errors import StackError
 from deploy.local.ports import Ports
 
-DemoMode = Literal["auto", "observe"]
+DemoMode = Literal["auto", "approve", "observe"]
 _MOST_GPUS = 16
 
 
@@ -47,7 +47,7 @@ class Settings:
 
 def _mode(text: str) -> DemoMode | None:
     if text and text not in get_args(DemoMode):
-        raise StackError(f"MODE={text}: choose MODE=auto or MODE=observe.")
+        raise StackError(f"MODE={text}: choose MODE=auto, MODE=approve or MODE=observe.")
     return cast("DemoMode", text) if text else None
 
 

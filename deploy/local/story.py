@@ -110,6 +110,7 @@ class Narrator:
         say: Callable[[str], None],
         *,
         colour: bool,
+        approve: str = "",
         now: Callable[[], float] = time.time,
     ) -> None:
         """Starts at the beginning of the audit trail.
@@ -118,11 +119,14 @@ class Narrator:
             source: What to follow.
             say: Gets each line.
             colour: Whether lines are coloured.
+            approve: The command that lets a run begin, without its number.
             now: Unix seconds.
         """
         self._source = source
         self._say = say
         self._colour = colour
+        self._approve = approve
+        self._asking = False
         self._now = now
         self._last_look = now()
         self._seen_record = 0
@@ -162,7 +166,18 @@ class Narrator:
         records = self._source.audit(self._seen_record)
         if records:
             self._seen_record = int(records[-1]["seq"])
-        return [from_record(record) for record in records if record.get("alertname") != _HEARTBEAT]
+        told = [record for record in records if record.get("alertname") != _HEARTBEAT]
+        return [line for record in told for line in (from_record(record), *self._asked(record))]
+
+    def _asked(self, record: Mapping[str, Any]) -> list[Line]:
+        """How a run that waits for a person is answered."""
+        if record["event"] == "decision":
+            self._asking = record.get("reason") == "needs_approval"
+        if record["event"] != "run_reserved" or not self._asking or not self._approve:
+            return []
+        how = f"It waits for you. To let it begin: {self._approve} {record['run']}"
+        subject = str(record.get("alertname") or "")
+        return [Line(float(record["time"]), "approval", subject, how, "warning")]
 
     def _alerts(self) -> list[Line]:
         # An alert began to fire after the last look, and before what it made others do.

@@ -76,9 +76,11 @@ def _ports(settings: Settings, found: Hardware) -> Ports:
 
 
 def _options(settings: Settings, found: Hardware, ports: Ports) -> Options:
+    urls = Urls.at(ports)
+    asked: dict[str, object] = {"alertmanager": {"urls": [urls.alertmanager]}}
     if not found.gpus:
-        return Options(gpus=settings.gpus, mode=settings.mode or "auto")
-    models = hardware.served_models(Urls.at(ports).llm)
+        return Options(gpus=settings.gpus, mode=settings.mode or "auto", remediator_settings=asked)
+    models = hardware.served_models(urls.llm)
     return Options(
         backend="nvml",
         mode=settings.mode or "observe",
@@ -88,6 +90,7 @@ def _options(settings: Settings, found: Hardware, ports: Ports) -> Options:
         llm_service="none" if models is None else "running",
         manager="process",
         models=models or (),
+        remediator_settings=asked,
     )
 
 
@@ -149,15 +152,20 @@ def _greeting(stack: Stack) -> str:
     return "\n".join([*lines, "Ctrl-C stops all of it.", ""])
 
 
-def cli(run: RunFolder) -> str:
+def cli(run: RunFolder, command: str = "runs") -> str:
     """The command that a person types in the checkout."""
     program = Path(sys.executable).with_name("gpu-remediator")
     file = os.path.relpath(run.remediator_file, REPOSITORY)
-    return shlex.join([os.path.relpath(program, REPOSITORY), "runs", f"--config.file={file}"])
+    return shlex.join([os.path.relpath(program, REPOSITORY), command, f"--config.file={file}"])
 
 
 def _follow(stack: Stack, *, play: bool) -> None:
-    narrator = Narrator(stack, _say, colour=wants_colour(os.environ, terminal=sys.stdout.isatty()))
+    narrator = Narrator(
+        stack,
+        _say,
+        colour=wants_colour(os.environ, terminal=sys.stdout.isatty()),
+        approve=cli(stack.run, "approve"),
+    )
     script = demo.incidents(stack, narrator.narrate) if play else None
     while True:
         narrator.catch_up()

@@ -24,7 +24,8 @@ def write(tmp_path: Path):
 
     def written(text: str):
         file = tmp_path / "remediator.yml"
-        file.write_text(text.replace("/etc/gpu-remediator/", f"{tmp_path}/"))
+        moved = text.replace("/etc/gpu-remediator/", f"{tmp_path}/")
+        file.write_text(moved.replace("/mnt/elsewhere/", f"{tmp_path}/"))
         return load(file)
 
     return written
@@ -55,6 +56,9 @@ def test_what_it_offers_can_be_taken_in_as_it_stands(write, tmp_path):
     assert config.exporter.instance
     assert [one.driver for one in config.services] == ["ollama", "vllm"]
     assert config.services[1].options == {"api_key_file": f"{tmp_path}/vllm.key"}
+    assert config.kill_switch_file == tmp_path / "KILL"
+    assert config.audit.anchor_file == tmp_path / "gpu-remediator.anchor"
+    assert all((config.gpus.opted_out, config.windows, config.alertmanager.urls))
     laid_over = load_playbooks(config.playbooks).by_name
     assert laid_over["cool-down"].mode == "observe"
     assert [step.kind for step in laid_over["emergency-stop"].afterwards.steps][:2] == [

@@ -79,7 +79,7 @@ def test_settings_come_from_the_environment() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("MODE", "yolo", "MODE=auto or MODE=observe"),
+        ("MODE", "yolo", "MODE=auto, MODE=approve or MODE=observe"),
         ("PORTS", "many", "PORTS=many: this must be a whole number"),
         ("GPUS", "0", "from 1 to 16"),
         ("GPUS", "two", "GPUS=two"),

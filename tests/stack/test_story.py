@@ -195,6 +195,22 @@ def test_a_card_without_an_alert_is_named_by_the_start_of_its_uuid() -> None:
     )
 
 
+def test_a_run_that_waits_for_a_person_comes_with_the_command(
+    source: Scripted, said: list[str], utc: None
+) -> None:
+    narrator = Narrator(source, said.append, colour=False, approve="gpu-remediator approve")
+    source.records = [
+        record(1, "decision", "throttle-gpu asks", reason="needs_approval"),
+        record(2, "run_reserved", "run 7: throttle-gpu", run=7),
+        record(3, "decision", "throttle-gpu acts", reason="accepted"),
+        record(4, "run_reserved", "run 8: throttle-gpu", run=8),
+    ]
+    narrator.catch_up()
+    (how,) = [line for line in said if "gpu-remediator approve" in line]
+    assert how.endswith("gpu-remediator approve 7")
+    assert said.index(how) == 2
+
+
 def test_an_unknown_event_is_still_told() -> None:
     assert "lease_extended" not in from_record(record(1, "decision", "x")).render(colour=False)
     assert "lease extended" in from_record(record(1, "lease_extended", "x")).render(colour=False)
