@@ -69,6 +69,10 @@ _SIGNATURES: tuple[tuple[ErrorKind, Literal["", "host", "gpu"], tuple[str, ...]]
             "DefaultCPUAllocator: can't allocate memory",
             r"\bMemoryError\b",
             "model requires more system memory",
+            r"std::bad_alloc",
+            r"\bCannot allocate memory\b",
+            r"unable to allocate CPU\w* buffer",
+            r"insufficient memory \(attempted to allocate",
         ),
     ),
     (
@@ -113,7 +117,15 @@ _RUNTIME = re.compile(
 # Each signature holds one of these, in lower case; most lines of a log hold none.
 _WORTH_A_LOOK = (
     *("out of memory", "out-of-memory", "outofmemory", "memoryerror", "oomkilled", "oom-kill"),
-    *("alloc", "memory to handle", "memory than", "system memory", "low on memory", "no available"),
+    *(
+        "alloc",
+        "memory to handle",
+        "memory than",
+        "system memory",
+        "low on memory",
+        "insufficient memory",
+        "no available",
+    ),
     *("outofdevicememory", "out of device", "kv cache memory", "desired gpu", "not enough gpu"),
     *("unable to load full", "cuda_error", "uncorrectable", "hardware", "gpu is lost"),
     *("off the bus", "xid", "initializ", "insufficient", "no cuda-capable", "nvml", "mismatch"),

@@ -11,7 +11,10 @@ from remediator.store import Draft, Transaction
 from remediator.targets import Target
 
 LOG = "log"
-"""The reason of an event that only the server's log told of."""
+"""The reason of an event that only the log of a server told of, which goes on working."""
+
+ENDED = "ended"
+"""The reason of one that the log told of and that the server's process did not outlive."""
 
 OFTEN = 3
 """So many within `OFTEN_WITHIN` seconds, and it keeps happening."""
@@ -66,10 +69,10 @@ def count(
     """
     known = events_of(tx, name)
     same = any(
-        (one.reason == LOG) != (event.reason == LOG) and abs(one.at - event.at) < _SAME_WITHIN
+        _from_log(one) != _from_log(event) and abs(one.at - event.at) < _SAME_WITHIN
         for one in known
     )
-    if same and event.reason == LOG:
+    if same and _from_log(event):
         return False
     if not same:
         tx.inventory.count_out_of_memory(name, event.at)
@@ -86,6 +89,10 @@ def count(
         )
     )
     return not same
+
+
+def _from_log(event: OutOfMemoryEvent) -> bool:
+    return event.reason in (LOG, ENDED)
 
 
 def _key(name: str) -> str:

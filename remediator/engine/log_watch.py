@@ -17,7 +17,7 @@ from remediator.counters import Counters
 from remediator.error_signatures import ErrorClass, failure_in
 from remediator.errors import ManagerError, StorageError
 from remediator.managers import Logged, LogPage, ServerLog
-from remediator.oom_events import LOG, OutOfMemoryEvent, count
+from remediator.oom_events import ENDED, LOG, OutOfMemoryEvent, count
 from remediator.store import Draft
 from remediator.targets import Target
 from remediator.world import Service, World
@@ -90,7 +90,7 @@ class LogWatch:
             except ManagerError as error:
                 self._unreadable(service.name, reader.log, error)
                 return
-            self._read(service.name, reader, page)
+            self._read(service, reader, page)
             if not page.more:
                 return
 
@@ -122,7 +122,8 @@ class LogWatch:
             self._complaints[name] = str(error)
             log.warning("log not read service=%s log=%s error=%s", name, server_log.where, error)
 
-    def _read(self, name: str, reader: _Reader, page: LogPage) -> None:
+    def _read(self, service: Service, reader: _Reader, page: LogPage) -> None:
+        name = service.name
         if self._complaints.pop(name, None) is not None:
             log.info("log is read again service=%s", name)
         self.readable[name] = True
@@ -132,7 +133,7 @@ class LogWatch:
         last = dict(reader.last)
         events = self._events(page, last, now)
         if events or last != reader.last or now - reader.kept_at >= _KEEP_EVERY:
-            self._keep(name, reader, page, last, events)
+            self._keep(service, reader, page, last, events)
             reader.kept_at = now
         reader.position, reader.last = page.position, last
 
@@ -154,19 +155,20 @@ class LogWatch:
 
     def _keep(
         self,
-        name: str,
+        service: Service,
         reader: _Reader,
         page: LogPage,
         last: Mapping[str, float],
         events: list[tuple[float, ErrorClass]],
     ) -> None:
         """The events and how far was read are one commit, so that none is counted twice."""
+        name, reason = service.name, _reason(service) if events else LOG
         kept = {"where": reader.log.where, "position": dict(page.position), "last": dict(last)}
         with self._world.store.transaction() as tx:
             for at, found in events:
                 evidence = {"signature": found.signature, "where": found.where, "at": at}
                 if found.kind == "out_of_memory":
-                    event = OutOfMemoryEvent(at, LOG, found.where, found.signature)
+                    event = OutOfMemoryEvent(at, reason, found.where, found.signature)
                     count(tx, name, event, f"its log says {event.cause}", evidence)
                 else:
                     tx.audit(_draft(name, found, evidence))
@@ -180,6 +182,15 @@ def log_of(service: Service) -> ServerLog | None:
     if not service.config.watch_log or not isinstance(service.manager, Logged):
         return None
     return service.manager.log()
+
+
+def _reason(service: Service) -> str:
+    """Whether its process is there still: what a user made it write ends no process."""
+    try:
+        state = service.manager.status().state
+    except ManagerError:
+        return LOG
+    return ENDED if state in ("exited", "failed") else LOG
 
 
 def _draft(name: str, found: ErrorClass, evidence: Mapping[str, Any]) -> Draft:

@@ -60,9 +60,11 @@ class DeathWatch:
             return self._verdict
 
     def _follow(self, identity: ProcessIdentity) -> None:
-        if self._watched is None:
+        events = _cgroup_events(self._procfs, identity.pid)
+        # A wrapper may put itself into another cgroup before it becomes the server.
+        if self._watched is None or events not in (None, self._events):
             self._watched = identity
-            self._events = _cgroup_events(self._procfs, identity.pid)
+            self._events = events
             self._older = self._newer = self._counts()
         elif self._newer and self._clock.monotonic() - self._newer.at >= _BASELINE_AGE:
             self._older, self._newer = self._newer, self._counts()

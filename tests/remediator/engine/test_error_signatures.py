@@ -35,6 +35,10 @@ TEXTS = {
         "RuntimeError: [enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory",
         "MemoryError",
         "model requires more system memory (12.4 GiB) than is available (7.1 GiB)",
+        "llama_init_from_model: failed to initialize the context: std::bad_alloc",
+        "OSError: [Errno 12] Cannot allocate memory",
+        "alloc_tensor_range: unable to allocate CPU buffer of size 536870912",
+        "ggml_aligned_malloc: insufficient memory (attempted to allocate 512.00 MB)",
     ],
     ("out_of_memory", "gpu"): [
         "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.",
