@@ -161,7 +161,7 @@ class Timing:
     canary_timeout: Seconds = 30.0
     approval_expires: Seconds = 900.0
     settling: Seconds = 15.0
-    suspect_after: Seconds = 150.0
+    suspect_after: Seconds = 180.0
     footprint_after: Seconds = 20.0
     stalled_after: Seconds = 120.0
 

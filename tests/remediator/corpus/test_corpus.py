@@ -10,26 +10,19 @@ import pytest
 from remediator.config import Config
 from remediator.store import Store
 from tests.remediator.corpus import cited, synthetic, traces
-from tests.remediator.corpus.replay import START, Replay, Rules, configuration, rules
+from tests.remediator.corpus.node_days import Epoch
+from tests.remediator.corpus.replay import Replay, Rules, configuration, rules
 from tests.remediator.corpus.traces import FILES, Trace
 from tests.remediator.corpus.verdicts import wrong
 
 CORPUS = traces.every()
 
 
-class _Epoch:
-    def now(self) -> float:
-        return START
-
-    def monotonic(self) -> float:
-        return 0.0
-
-
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Store, Config, Rules]]:
     """A store that stays as it is, and what is shipped."""
     directory = tmp_path_factory.mktemp("state")
-    store = Store(directory, b"k" * 64, _Epoch())
+    store = Store(directory, b"k" * 64, Epoch())
     yield store, configuration(directory), rules()
     store.close()
 
