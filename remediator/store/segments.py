@@ -30,6 +30,7 @@ MOST = 10_000
 _PATIENCE = 7 * 86400.0
 
 Line = tuple[int, bytes, bytes, bytes]
+Row = tuple[int, str, str, str]
 
 
 class Damaged(Exception):  # noqa: N818 - a finding
@@ -57,23 +58,24 @@ class Segment:
         )
 
 
-def due(connection: sqlite3.Connection, before: float) -> list[tuple[int, str, str, str]]:
+def due(connection: sqlite3.Connection, before: float, now: float) -> list[Row]:
     """The oldest records, where so many are older than `before` that a segment is worth while.
 
-    Never the newest record: the next one is chained to it.
+    Never the newest record: the next one is chained to it. One that lies ahead of `now`, from when
+    the clock was wrong, goes with those behind it.
     """
     rows = connection.execute(
         "SELECT seq, record, prev_mac, mac, time FROM audit ORDER BY seq LIMIT ?", (MOST + 1,)
     ).fetchall()
-    old = list(takewhile(lambda row: row[4] < before, rows[:-1]))
-    if len(old) < MOST and not (old and old[0][4] < before - _PATIENCE):
+    old = list(takewhile(lambda row: row[4] < before or row[4] > now, rows[:-1]))
+    while old and old[-1][4] > now:
+        old.pop()
+    if len(old) < MOST and not any(row[4] < before - _PATIENCE for row in old):
         return []
     return [row[:4] for row in old]
 
 
-def write(
-    folder: Path, rows: list[tuple[int, str, str, str]], key: bytes, keys: tuple[bytes, ...]
-) -> Segment:
+def write(folder: Path, rows: list[Row], key: bytes, keys: tuple[bytes, ...]) -> Segment:
     """Write the segment of `rows`, durably, and read it back.
 
     Raises:

@@ -131,9 +131,10 @@ class Transaction:
         folder = None if without_segments else self._trail.segments
         return verify(self._db, (*self._trail.old_keys, self._key), heads, folder)
 
-    def audit_due(self, before: float) -> list[tuple[int, str, str, str]]:
-        """The oldest records, where enough are older than `before` to make a segment."""
-        return segments.due(self._db, before)
+    def audit_due(self, keep: float) -> list[segments.Row]:
+        """The oldest records, where enough are older than `keep` seconds to make a segment."""
+        now = self._clock.now()
+        return segments.due(self._db, now - keep, now)
 
     def remove_audit(self, segment: segments.Segment, keep: float) -> None:
         """Delete the records of a segment that is on the disk, and record that."""
@@ -265,7 +266,7 @@ class Store:
             StorageError: they could not be written down elsewhere; none is deleted.
         """
         with self.reading() as tx:
-            rows = tx.audit_due(self._clock.now() - keep)
+            rows = tx.audit_due(keep)
         if not rows:
             return None
         keys = (*self.trail.old_keys, self._key)

@@ -251,6 +251,27 @@ def test_a_segment_is_made_only_when_it_is_worth_while(old: tuple[Path, FakeCloc
     assert rows(folder)[0][0] == 1, "less than a week too old"
 
 
+def test_a_record_of_a_clock_that_was_far_ahead_keeps_none_from_leaving(
+    old: tuple[Path, FakeClock],
+) -> None:
+    folder, clock = old
+    clock.passed += 10_000 * DAY
+    write(folder, 1, clock=clock)
+    clock.passed -= 10_000 * DAY
+    write(folder, 20, clock=clock)
+    clock.advance(1000 * DAY)
+    retire(folder, clock, DAY)
+    assert rows(folder)[0][0] > 55
+    assert verdict(folder).broken_at is None
+    clock.passed += 10_000 * DAY
+    write(folder, 2, clock=clock)
+    clock.passed -= 10_000 * DAY
+    last = rows(folder)[-1][0]
+    clock.advance(1000 * DAY)
+    retire(folder, clock, DAY)
+    assert [row[0] for row in rows(folder)][:2] == [last - 1, last], "its own time is not known"
+
+
 def test_the_newest_record_never_leaves(old: tuple[Path, FakeClock]) -> None:
     folder, clock = old
     clock.advance(1000 * DAY)
