@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -88,13 +88,33 @@ def read_processes(reader: Reader, samples: ProcessSamples, now: float) -> list[
         raise ReadingError(reader.words()[0])
     if lists == [None, None]:
         return None
-    memory: dict[int, int | None] = {}
-    for process in (one for each in lists if each is not None for one in each):
-        used = process.usedGpuMemory
-        known = memory.get(process.pid)
-        memory[process.pid] = known if used is None else max(int(used), known or 0)
+    memory = _memory([_by_place(each) for each in lists if each is not None])
     utilization = samples.read(reader, memory.keys(), now)
     return [
         ProcessUse(pid=pid, memory_used_bytes=used, utilization_ratio=utilization.get(pid))
         for pid, used in memory.items()
     ]
+
+
+def _by_place(processes: Iterable[Any]) -> dict[tuple[int, object], int | None]:
+    """Return memory by pid and GPU instance: on a divided card a process may be in several."""
+    return {
+        (one.pid, getattr(one, "gpuInstanceId", None)): (
+            None if one.usedGpuMemory is None else int(one.usedGpuMemory)
+        )
+        for one in processes
+    }
+
+
+def _memory(lists: Iterable[Mapping[tuple[int, object], int | None]]) -> dict[int, int | None]:
+    """Return memory by pid: what is in several lists once, what is in several places in all."""
+    places: dict[tuple[int, object], int | None] = {}
+    for each in lists:
+        for place, used in each.items():
+            known = places.get(place)
+            places[place] = known if used is None else max(used, known or 0)
+    memory: dict[int, int | None] = {}
+    for (pid, _), used in places.items():
+        known = memory.get(pid)
+        memory[pid] = known if used is None else used + (known or 0)
+    return memory

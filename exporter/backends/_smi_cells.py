@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 from exporter.errors import DeviceFault
@@ -68,10 +69,13 @@ class Cells:
             return None
         try:
             # Some versions print the unit even when asked not to.
-            return round(float(text.split()[0]) * factor, 6)
+            number = float(text.split()[0])
         except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
             self.errors.append("not_a_number")
             return None
+        return round(number * factor, 6)
 
     def whole(self, name: str, factor: int = 1) -> int | None:
         """Return a whole number times `factor`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from exporter.backends._smi_cells import Cells, split
 from exporter.backends._smi_command import SmiCommand
@@ -140,7 +141,7 @@ class SmiDevice:
         form = "--format=csv,noheader,nounits"
         answer = ask(self._command, f"--id={self._info.uuid}", fields, form)
         check(answer, self._environment)
-        found = []
+        found: dict[int, ProcessUse] = {}
         for line in answer.output.splitlines():
             values = split(line, len(_APPS))
             if len(values) != len(_APPS):
@@ -148,11 +149,11 @@ class SmiDevice:
             cells = Cells(_APPS, values)
             pid = cells.whole("pid")
             if pid is not None:
-                used = cells.whole("used", _MIB)
-                found.append(ProcessUse(pid, _program(cells), memory_used_bytes=used))
+                use = ProcessUse(pid, _program(cells), memory_used_bytes=cells.whole("used", _MIB))
+                found[pid] = _together(found[pid], use) if pid in found else use
             elif cells.errors:
                 raise ReadingError(cells.errors[0])
-        return found
+        return list(found.values())
 
 
 def row(rows: Mapping[str, Cells | DeviceFault], uuid: str) -> Cells:
@@ -234,12 +235,15 @@ def _mig_mode(cells: Cells) -> dict[str, bool] | None:
 def _ecc(cells: Cells) -> dict[str, dict[str, int]] | None:
     errors = {}
     for severity in _SEVERITIES:
+        failures = len(cells.errors)
         told = {memory: cells.whole(f"{severity}_{memory}") for memory in ("dram", "sram")}
         known = {memory: count for memory, count in told.items() if count is not None}
+        # A memory that could not be read this time is one all the same: the sum would count it twice.
+        failed = len(cells.errors) > failures
         total = cells.whole(f"{severity}_total")
         if len(known) == len(told):
             errors[severity] = known
-        elif total is not None:
+        elif total is not None and not failed:
             errors[severity] = {"all": total}
     return errors or None
 
@@ -274,6 +278,12 @@ def _recovery_action(text: str | None) -> str | None:
     # Drivers differ in how they spell these two.
     name = {"gpu_reset": "reset", "node_reboot": "reboot"}.get(name, name)
     return name if name in RECOVERY_ACTIONS else UNKNOWN_RECOVERY_ACTION
+
+
+def _together(one: ProcessUse, other: ProcessUse) -> ProcessUse:
+    """Return a process that is listed twice, once for each MIG device that it uses, as one."""
+    told = [use.memory_used_bytes for use in (one, other) if use.memory_used_bytes is not None]
+    return replace(one, memory_used_bytes=sum(told) if told else None)
 
 
 def _program(cells: Cells) -> str:

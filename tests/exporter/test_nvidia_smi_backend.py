@@ -163,7 +163,8 @@ def test_a_driver_that_knows_none_of_the_health_fields(smi, backend) -> None:
 NOTHING = ["[N/A]", "N/A", "", "[Not Supported]", "Not Supported", "[Function Not Found]",
            "[Requested functionality has been deprecated]"]  # fmt: skip
 FAILED = {"[Insufficient Permissions]": "no_permission", "[Unknown Error]": "unknown",
-          "ERR!": "unknown", "[Something New]": "unknown", "warm": "not_a_number"}  # fmt: skip
+          "ERR!": "unknown", "[Something New]": "unknown", "warm": "not_a_number",
+          "nan": "not_a_number", "inf": "not_a_number"}  # fmt: skip
 
 
 @pytest.mark.parametrize("token", [*NOTHING, *FAILED])
@@ -301,6 +302,25 @@ def test_processes_with_odd_names(smi, backend) -> None:
         for one in backend.open().devices[0].processes()
     ]
     assert found == [(7, "a,", 100 * MIB), (8, "VLLM::EngineCore", None), (9, "", MIB)]
+
+
+def test_a_process_on_two_mig_devices_is_one(smi, backend) -> None:
+    smi.gpus[0]["_apps"] = [
+        {"pid": "7", "used_gpu_memory": used, "process_name": "/usr/bin/vllm"}
+        for used in ("100", "[N/A]", "50")
+    ]
+    smi.publish()
+    (found,) = backend.open().devices[0].processes()
+    assert (found.pid, found.memory_used_bytes) == (7, 150 * MIB)
+
+
+def test_a_memory_whose_errors_are_not_read_once_is_not_told_as_a_sum(smi, backend) -> None:
+    device = backend.open().devices[0]
+    smi.set(0, ecc__errors__corrected__volatile__dram="[Unknown Error]")
+    read = device.health().health.ecc_errors
+    assert read == {"uncorrected": {"dram": 0, "sram": 0}}
+    smi.set(0, ecc__errors__corrected__volatile__dram="[N/A]")
+    assert device.health().health.ecc_errors["corrected"] == {"all": 3}
 
 
 def test_a_process_list_without_permission_costs_only_itself(smi, backend) -> None:

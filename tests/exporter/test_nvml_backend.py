@@ -286,6 +286,16 @@ def test_processes_are_one_each_and_memory_may_be_unknown(nvml) -> None:
     assert [(one.pid, one.memory_used_bytes) for one in found] == [(7, 100), (8, None)]
 
 
+def test_a_process_on_several_mig_devices_uses_the_memory_of_all(nvml) -> None:
+    nvml.processes = [
+        SimpleNamespace(pid=7, usedGpuMemory=GIB, gpuInstanceId=1),
+        SimpleNamespace(pid=7, usedGpuMemory=2 * GIB, gpuInstanceId=2),
+        SimpleNamespace(pid=8, usedGpuMemory=None, gpuInstanceId=1),
+    ]
+    found = opened(nvml).devices[0].processes()
+    assert [(one.pid, one.memory_used_bytes) for one in found] == [(7, 3 * GIB), (8, None)]
+
+
 def test_process_lists_that_fail_or_do_not_exist(nvml) -> None:
     device = opened(nvml).devices[0]
     nvml.errors["nvmlDeviceGetComputeRunningProcesses_v3"] = 999
