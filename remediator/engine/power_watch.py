@@ -58,14 +58,18 @@ class PowerWatch:
     def saw(self, service: Service, view: ServiceView) -> None:
         """Note what the service does, and look at the cards unless that was done a moment ago."""
         at = self._world.clock.monotonic()
-        with self._turn:
-            self._seen[service.name] = _Seen(at, self._doing(service, view))
+        self._seen[service.name] = _Seen(at, self._doing(service, view))
+        # An exporter that is slow to answer delays the probing of one service only.
+        if not self._turn.acquire(blocking=False):
+            return
+        try:
             half = self._world.config.timing.probe_interval / 2
-            if self._looked_at is not None and 0 <= at - self._looked_at < half:
-                return
-            self._looked_at = at
-            self._look(at)
-            self._save(at)
+            if self._looked_at is None or not 0 <= at - self._looked_at < half:
+                self._looked_at = at
+                self._look(at)
+                self._save(at)
+        finally:
+            self._turn.release()
 
     def _doing(
         self, service: Service, view: ServiceView

@@ -40,12 +40,12 @@ def calls(scene: Scene) -> list[str]:
 
 def test_two_that_stand_still_at_once_are_escalated_and_not_restarted(scene: Scene) -> None:
     bench = scene.bench
-    bench.pass_time(30)
+    bench.clock.advance(30)
     stall(scene, "vllm", "other")
-    bench.pass_time(100)
+    bench.clock.advance(100)
     bench.fire(STALLED, service="vllm")
     bench.fire("GPUHang", uuid=bench.uuids[1])
-    bench.pass_time(60)
+    bench.pass_time(60, step=5)
     assert calls(scene) == []
     assert "refuse:node_fault" in bench.decisions
     assert bench.incident(STALLED, ONE).state == "needs_human"
@@ -58,9 +58,9 @@ def test_two_that_stand_still_at_once_are_escalated_and_not_restarted(scene: Sce
 def test_one_that_stands_still_long_after_the_other_is_a_fault_of_its_own(scene: Scene) -> None:
     bench = scene.bench
     stall(scene, "vllm")
-    bench.pass_time(100)
+    bench.clock.advance(100)
     stall(scene, "other")
-    bench.pass_time(30)
+    bench.clock.advance(30)
     finding = scene.finding(ONE)
     assert (finding.state, finding.services) == ("present", ("vllm",))
 
@@ -68,7 +68,7 @@ def test_one_that_stands_still_long_after_the_other_is_a_fault_of_its_own(scene:
 def test_one_that_works_or_has_no_request_makes_no_node_fault(scene: Scene) -> None:
     stall(scene, "vllm", "other")
     scene.bench.drivers["other"].running = 0
-    scene.bench.pass_time(140)
+    scene.bench.clock.advance(140)
     assert scene.finding(ONE).state == "present"
 
 
@@ -78,14 +78,14 @@ def test_two_on_one_card_are_no_node_fault(scene: Scene) -> None:
     shared = replace(service.config, gpus=tuple(scene.bench.uuids))
     world.services["other"] = replace(service, config=shared)
     stall(scene, "vllm", "other")
-    scene.bench.pass_time(140)
+    scene.bench.clock.advance(140)
     assert scene.finding(ONE).state == "present"
     assert scene.finding(TWO).state == "present"
 
 
 def test_when_no_card_answers_it_is_the_driver(scene: Scene) -> None:
     stall(scene, "vllm")
-    scene.bench.pass_time(140)
+    scene.bench.clock.advance(140)
     first, second = (scene.bench.cards[uuid] for uuid in scene.bench.uuids)
     first.fault = "timeout"
     assert scene.finding(ONE).reason == "device_fault"
@@ -98,7 +98,7 @@ def test_when_no_card_answers_it_is_the_driver(scene: Scene) -> None:
 
 def test_a_machine_that_is_to_be_rebooted_is_left_to_a_person(scene: Scene) -> None:
     stall(scene, "vllm")
-    scene.bench.pass_time(140)
+    scene.bench.clock.advance(140)
     scene.bench.cards[scene.bench.uuids[1]].recovery_action = "reboot"
     assert scene.finding(ONE).reason == "node_fault"
 
@@ -118,7 +118,7 @@ def test_an_xid_that_asks_for_more_than_a_restart_keeps_it_back(
 ) -> None:
     bench = scene.bench
     stall(scene, "vllm")
-    bench.pass_time(140)
+    bench.clock.advance(140)
     scene.card.recovery_action = says
     whole = bench.gpus.all
     xid = XidSeen(119, bench.clock.now() - 20, action)

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from remediator.engine.power_watch import PowerWatch
@@ -64,7 +64,8 @@ def test_what_comes_from_the_future_is_dropped() -> None:
     assert learned.busy == ((100, 240),)
 
 
-@given(st.lists(st.floats(1, 1000), min_size=20, max_size=60), st.floats(0, 1000))
+@settings(max_examples=25)
+@given(st.lists(st.floats(1, 1000), min_size=20, max_size=40), st.floats(0, 1000))
 def test_bands_survive_the_store(watts: list[float], more: float) -> None:
     learned = Learned(HERE, samples(0, *watts), samples(0, *[w + more for w in watts]))
     again = Learned.from_json(learned.to_json())
@@ -171,10 +172,10 @@ def test_what_works_at_little_of_the_limit_is_given_more_time_once_it_is_known(
     work(scene, 700, watts=120)
     rest(scene, 700, watts=20)
     stall(scene, 120)
-    scene.bench.pass_time(200, step=5)
+    scene.bench.clock.advance(200)
     finding = scene.finding(VLLM)
     assert (finding.state, finding.reason) == ("unknown", "stalling")
-    scene.bench.pass_time(200, step=5)
+    scene.bench.clock.advance(200)
     assert scene.finding(VLLM).state == "present"
 
 
@@ -183,7 +184,7 @@ def test_what_hangs_at_much_of_the_limit_is_found_at_once_when_it_is_known(scene
     work(scene, 700, watts=350)
     rest(scene, 700)
     stall(scene, 180)
-    scene.bench.pass_time(130, step=5)
+    scene.bench.clock.advance(130)
     finding = scene.finding(VLLM)
     assert (finding.state, finding.reason) == ("present", "hung")
     assert finding.data["allowed"] == "restart"
@@ -242,12 +243,12 @@ def test_a_canary_that_times_out_counts_only_at_the_power_of_rest(scene: Scene) 
     known(scene)
     only_a_canary(scene, ServiceTimeout("no answer"))
     stall(scene, 200)
-    scene.bench.pass_time(150, step=5)
+    scene.bench.clock.advance(150)
     assert scene.finding().reason == "suspect"
     scene.card.draws = 40.0
-    scene.bench.pass_time(60, step=5)
+    scene.bench.clock.advance(60)
     assert scene.finding().reason == "suspect"
-    scene.bench.pass_time(70, step=5)
+    scene.bench.clock.advance(70)
     finding = scene.finding()
     assert (finding.state, finding.reason, finding.services) == ("present", "hung", ("vllm",))
 
