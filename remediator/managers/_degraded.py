@@ -7,41 +7,50 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from remediator.errors import ManagerError
 from remediator.managers._server_log import Logged, LogPage, ServerLog
 from remediator.managers.base import ProcessIdentity, ProcessManager, ProcessStatus
 
 
+class Choice(Protocol):
+    """Which of the two is to be started, kept over a restart of the remediator."""
+
+    def since(self) -> float | None:
+        """Since when the degraded one is to be started (Unix seconds); None: the usual one."""
+
+    def has_begun(self) -> bool:
+        """Whether the degraded one was started since then."""
+
+    def begun(self) -> None:
+        """It was."""
+
+    def restore(self) -> None:
+        """From now on the usual one is to be started."""
+
+
 class EitherOf:
     """`ProcessManager` over the one that runs, or else over the one that is to be started."""
 
-    def __init__(
-        self,
-        usual: ProcessManager,
-        degraded: ProcessManager,
-        since: Callable[[], float | None],
-        restored: Callable[[], None],
-    ) -> None:
-        """`since` says from when on the degraded one is to be started, None for the usual one.
+    def __init__(self, usual: ProcessManager, degraded: ProcessManager, choice: Choice) -> None:
+        """Nothing is asked yet.
 
         Args:
             usual: Starts the server as its owner wants it.
             degraded: Starts it with less load.
-            since: As above, in Unix seconds.
-            restored: Called when somebody was seen to have started the usual one since.
+            choice: Which of the two it is to be.
         """
         self.kind, self.unit = usual.kind, usual.unit
-        self._usual, self._degraded = usual, degraded
-        self._since, self._restored = since, restored
+        self._usual, self._degraded, self._choice = usual, degraded, choice
 
     def status(self) -> ProcessStatus:
-        """That of the one that is up; where neither is, of the one that is to be started."""
+        """That of the one that is up; where neither is, of the one that was started last."""
         usual, degraded = self._usual.status(), self._degraded.status()
-        since = self._since()
-        if _is_up(usual) or (since is None and not _is_up(degraded)):
-            self._see(usual, since)
+        if _is_up(usual):
+            self._see(usual)
+            return usual
+        if not _is_up(degraded) and not self._choice.has_begun():
             return usual
         return replace(
             degraded, detail=f"with less load ({self._degraded.unit}): {degraded.detail}"
@@ -57,7 +66,11 @@ class EitherOf:
     def start(self, timeout: float) -> ProcessIdentity:
         """Start the one that is to run, unless either is up."""
         up = [one for one in self._both if _is_up(one.status())]
-        return (up[0] if up else self._chosen).start(timeout)
+        one = up[0] if up else self._chosen
+        identity = one.start(timeout)
+        if one is self._degraded:
+            self._choice.begun()
+        return identity
 
     def describe(self, verb: Literal["start", "stop", "restart"]) -> str:
         """What both would do."""
@@ -69,7 +82,7 @@ class EitherOf:
         found = [one.log() if isinstance(one, Logged) else None for one in self._both]
         if found == [None, None]:
             return None
-        return _EitherLog(found[0], found[1], lambda: self._since() is None)
+        return _EitherLog(found[0], found[1], lambda: self._choice.since() is None)
 
     @property
     def _both(self) -> tuple[ProcessManager, ProcessManager]:
@@ -77,12 +90,13 @@ class EitherOf:
 
     @property
     def _chosen(self) -> ProcessManager:
-        return self._usual if self._since() is None else self._degraded
+        return self._usual if self._choice.since() is None else self._degraded
 
-    def _see(self, usual: ProcessStatus, since: float | None) -> None:
-        identity = usual.identity
+    def _see(self, usual: ProcessStatus) -> None:
+        """Somebody may have gone back to the usual one."""
+        since, identity = self._choice.since(), usual.identity
         if since is not None and identity is not None and identity.started_at > since:
-            self._restored()
+            self._choice.restore()
 
 
 def _is_up(status: ProcessStatus) -> bool:
