@@ -29,7 +29,7 @@ from tests.remediator.engine.processes import free_port
 
 SERVER = os.environ.get("LLAMA_SERVER") or shutil.which("llama-server")
 pytestmark = pytest.mark.skipif(
-    not os.environ.get("REAL_DRIVERS")
+    not (os.environ.get("REAL_DRIVERS") or os.environ.get("REAL_SERVERS"))
     or SERVER is None
     or importlib.util.find_spec("gguf") is None,
     reason="real llama-server NOT tested: needs `make real-drivers`, llama-server, PyPI's gguf",
