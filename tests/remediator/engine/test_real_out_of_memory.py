@@ -42,7 +42,11 @@ RUNG = {"steps": STEPS, "verify": {"signal": "service_down"}, "within": "20s"}
 class Live:
     """The remediator with all its threads, over one server that a plain process is."""
 
-    def __init__(self, folder: Path, how: list[str], **service: Any) -> None:
+    driver = "vllm"
+
+    def __init__(
+        self, folder: Path, how: list[str], degraded: list[str] | None = None, **service: Any
+    ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.folder = folder
@@ -58,10 +62,11 @@ class Live:
             "services": [
                 {
                     "name": "llm",
-                    "driver": "vllm",
+                    "driver": self.driver,
                     "endpoint": self.url,
                     "manager": self.process(*how),
-                    **{key: self.process(*value) for key, value in service.items()},
+                    **service,
+                    **({"degraded": self.process(*degraded)} if degraded else {}),
                 }
             ],
         }
@@ -74,10 +79,13 @@ class Live:
         command = [PYTHON, "-IS", SERVER, str(self.port), *how]
         return {"type": "process", "command": command, "log_file": str(self.folder / "log")}
 
-    def begin(self) -> None:
-        self.manager.start(5)
+    def begin(self, *, ready: bool = True) -> None:
         self.remediator.worker.start()
-        poll(lambda: self.known().models == (MODEL,))
+        # So that the log is read from before its first line.
+        poll(lambda: "llm" in self.remediator.logs.readable)
+        self.manager.start(5)
+        if ready:
+            poll(lambda: self.known().models == (MODEL,))
 
     @property
     def manager(self) -> Any:
