@@ -34,9 +34,10 @@ class Inventory:
         self._expected = expected
         self._path = None if directory is None else directory / FILE_NAME
         self._known: dict[str, DeviceInfo] = {}
+        self._unsaved = False
         if self._path is not None:
             self._known = _load(self._path)
-            self._save()
+            self._save(state_file.AT_EASE_SECONDS)
 
     def complete(self, device: DeviceInfo) -> DeviceInfo:
         """Fill in from memory what a GPU that is down cannot say of itself."""
@@ -65,7 +66,7 @@ class Inventory:
         self._known = dict(before)
         for device in devices:
             self._known[device.uuid] = _identity(device)
-        if self._known != before or forgotten:
+        if self._known != before or forgotten or self._unsaved:
             self._save()
 
     def expected_count(self) -> int | None:
@@ -87,11 +88,13 @@ class Inventory:
             return gone[: max(0, self._expected - len(there))]
         return gone
 
-    def _save(self) -> None:
+    def _save(self, patience: float = state_file.PATIENCE_SECONDS) -> None:
         if self._path is None:
             return
+        self._unsaved = True
         body = [_to_json(info) for info in self._known.values()]
-        state_file.write(self._path, {"version": 1, "gpus": body})
+        state_file.write(self._path, {"version": 1, "gpus": body}, patience)
+        self._unsaved = False
 
 
 def reset(directory: Path) -> bool:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from exporter import xids
+from exporter import state_file, xids
 from exporter.clock import Clock
 from exporter.errors import StorageError
 from exporter.frames import (
@@ -159,7 +159,7 @@ class Store:
     def close(self) -> None:
         """Write what must survive and is not written yet."""
         with self._lock:
-            self._save_xids()
+            self._save_xids(state_file.AT_EASE_SECONDS)
 
     def _handlers(self) -> dict[type, Callable[..., None]]:
         return {
@@ -315,9 +315,9 @@ class Store:
         watched = uuid not in self._unwatched or (log is not None and log.watches(uuid))
         return self._xids.of(uuid) if watched else None
 
-    def _save_xids(self) -> None:
+    def _save_xids(self, patience: float = state_file.PATIENCE_SECONDS) -> None:
         try:
-            self._xids.save()
+            self._xids.save(patience)
         except StorageError as error:
             self._errors["xids", "storage"] += 1
             self._say("xids", str(error))

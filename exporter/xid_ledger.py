@@ -123,8 +123,8 @@ class XidLedger:
         counts = self._counts.get(uuid)
         return None if counts is None else tuple(counts[xid] for xid in sorted(counts))
 
-    def save(self) -> None:
-        """Write what is new.
+    def save(self, patience: float = state_file.PATIENCE_SECONDS) -> None:
+        """Write what is new, within `patience` seconds.
 
         Raises:
             StorageError: it could not be written; it is tried again next time.
@@ -147,7 +147,7 @@ class XidLedger:
                 "boot": self._position.boot,
                 "sequence": self._position.sequence,
             }
-        state_file.write(self._path, body)
+        state_file.write(self._path, body, patience)
         self._unsaved = False
 
     def _saw(self, source: _Source, uuid: str, xid: int, time: float) -> bool | None:
