@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from remediator import http
 from remediator.clock import SystemClock
 from remediator.config.secrets import read_token
-from remediator.errors import ServiceError
+from remediator.errors import ConfigError, ServiceError
 
 _SHORTEST_CALL = 0.05
 _LONGEST_MESSAGE = 300
@@ -33,6 +34,23 @@ def api_key(path: Path | None) -> str | None:
     """
     # The servers take keys of any length, so a short one is not for us to refuse.
     return None if path is None else read_token(path, min_length=1)
+
+
+def check_address(url: str, option: str) -> None:
+    """Refuse what is no address of a page; an empty one is none, and that is allowed.
+
+    Raises:
+        ConfigError: it has another scheme, no host, or a user in it, who would be in messages.
+    """
+    try:
+        parts = urlsplit(url)
+        is_good = parts.scheme in ("http", "https") and parts.hostname and "@" not in parts.netloc
+    except ValueError:
+        is_good = False
+    if url and not is_good:
+        raise ConfigError(
+            f"options.{option} must be an http:// or https:// address, without a user in it"
+        )
 
 
 def key_hint(key: str | None, status: int) -> str:

@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
 
 from prometheus_client.samples import Sample
 
@@ -20,7 +19,7 @@ from remediator import http
 from remediator.clock import SystemClock
 from remediator.config import Timing
 from remediator.errors import ConfigError, ServiceError, ServiceRefused, ServiceTimeout
-from remediator.services._calls import Deadline, api_key, count
+from remediator.services._calls import Deadline, api_key, check_address, count
 from remediator.services._canaries import OneAtATime
 from remediator.services._openai import Canary, ask, models_in, wait_until_served
 from remediator.services._prometheus import read_samples, total
@@ -62,10 +61,7 @@ def create(endpoint: str, options: Options, timing: Timing) -> OpenAi:
     Raises:
         ConfigError: an option cannot be used.
     """
-    if options.metrics_url and urlsplit(options.metrics_url).scheme not in ("http", "https"):
-        raise ConfigError(
-            f"options.metrics_url must be an http:// or https:// address, not {options.metrics_url!r}"
-        )
+    check_address(options.metrics_url, "metrics_url")
     for name in _named(options):
         if not options.metrics_url:
             raise ConfigError(f"options.metrics_url is needed to read {name}")

@@ -17,8 +17,8 @@ from prometheus_client.samples import Sample
 from remediator import http
 from remediator.clock import SystemClock
 from remediator.config import Timing
-from remediator.errors import ConfigError, ServiceError, ServiceRefused, ServiceTimeout
-from remediator.services._calls import Deadline, api_key, count
+from remediator.errors import ServiceError, ServiceRefused, ServiceTimeout
+from remediator.services._calls import Deadline, api_key, check_address, count
 from remediator.services._canaries import OneAtATime
 from remediator.services._openai import Canary, ask, models_in, wait_until_served
 from remediator.services._prometheus import read_samples, total
@@ -71,9 +71,8 @@ def create(endpoint: str, options: Options, timing: Timing) -> RayServe:
     Raises:
         ConfigError: a file or an address cannot be used.
     """
-    for name, url in (("proxy_url", options.proxy_url), ("metrics_url", options.metrics_url)):
-        if url and urlsplit(url).scheme not in ("http", "https"):
-            raise ConfigError(f"options.{name} must be an http:// or https:// address, not {url!r}")
+    check_address(options.proxy_url, "proxy_url")
+    check_address(options.metrics_url, "metrics_url")
     return RayServe(endpoint, timing.probe_timeout, options)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from prometheus_client.samples import Sample
 
@@ -20,7 +20,7 @@ from remediator import http
 from remediator.clock import SystemClock
 from remediator.config import Timing
 from remediator.errors import ConfigError, ServiceError, ServiceRefused, ServiceTimeout
-from remediator.services._calls import Deadline, api_key, count, message
+from remediator.services._calls import Deadline, api_key, check_address, count, message
 from remediator.services._canaries import OneAtATime
 from remediator.services._prometheus import read_samples, total
 from remediator.services.base import Capabilities, Capability, LoadedModel, ServiceProbe
@@ -80,10 +80,7 @@ def create(endpoint: str, options: Options, timing: Timing) -> Triton:
     Raises:
         ConfigError: an option cannot be used.
     """
-    if options.metrics_url and urlsplit(options.metrics_url).scheme not in ("http", "https"):
-        raise ConfigError(
-            f"options.metrics_url must be an http:// or https:// address, not {options.metrics_url!r}"
-        )
+    check_address(options.metrics_url, "metrics_url")
     if bool(options.restricted_header) != (options.restricted_value_file is not None):
         raise ConfigError("options.restricted_header and restricted_value_file go together")
     if options.restricted_header and not _HEADER.fullmatch(options.restricted_header):

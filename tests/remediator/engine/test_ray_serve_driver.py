@@ -236,6 +236,13 @@ def test_whose_cards_several_nodes_share_is_not_known(ray: RayServe) -> None:
     assert driver(ray).probe().gpus_asked is None
 
 
-def test_an_address_that_is_none_is_an_error_of_the_configuration(ray: RayServe) -> None:
-    with pytest.raises(ConfigError, match=r"options\.proxy_url must be"):
-        driver(ray, proxy_url="127.0.0.1:8000")
+@pytest.mark.parametrize(
+    "url", ["127.0.0.1:8000", "http://ann:secret@127.0.0.1", "http://", "http://["]
+)
+@pytest.mark.parametrize("option", ["proxy_url", "metrics_url"])
+def test_an_address_that_is_none_is_an_error_of_the_configuration(
+    ray: RayServe, option: str, url: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"options\.{option} must be") as caught:
+        driver(ray, **{option: url})
+    assert "secret" not in str(caught.value)
