@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from exporter.backends.base import Device, Enumeration, Opened
+from exporter.backends.base import Device, Enumeration, Opened, Versions
 from exporter.clock import Clock
 from exporter.errors import BackendError
 from exporter.frames import BackendFrame, DevicesFrame, FailedDevice, Frame
@@ -63,6 +63,17 @@ class Roster:
             self._errors.append(str(failed.reason))
             self._failed[failed.index] = failed
             self._announce()
+
+    def told(self, versions: Versions) -> None:
+        """Take what the driver calls itself; that it is gone stays so."""
+        if not (versions.driver or versions.cuda):
+            return
+        with self._lock:
+            if not self._gone:
+                driver, cuda = versions.driver, versions.cuda
+                self._emit(
+                    BackendFrame(self._backend, up=True, driver_version=driver, cuda_version=cuda)
+                )
 
     def gone(self, index: int, error: BackendError) -> None:
         """Take that a card found the whole driver gone when it was opened."""

@@ -148,7 +148,7 @@ class Collector:
             events = EventWatcher(self._events, heard, clock)
         if found.versions is not None:
             ask, retry = found.versions, self._retry()
-            versions = VersionAsker(name, ask, self._emit, self.running, clock, retry)
+            versions = VersionAsker(ask, roster, self._emit, self.running, clock, retry)
         return Session(self._backend, roster, samplers, events, versions)
 
     def _retry(self) -> Retry:

@@ -9,7 +9,8 @@ from exporter.backends.base import Versions
 from exporter.card_opener import Retry
 from exporter.clock import Clock
 from exporter.device_sampler import Emit, Running
-from exporter.frames import BackendFrame, FaultFrame
+from exporter.frames import FaultFrame
+from exporter.roster import Roster
 
 _WHAT = "versions"
 _LOOK_SECONDS = 0.5
@@ -20,15 +21,15 @@ class VersionAsker:
 
     def __init__(
         self,
-        backend: str,
         ask: Callable[[], Versions],
+        roster: Roster,
         emit: Emit,
         running: Running,
         clock: Clock,
         retry: Retry,
     ) -> None:
-        self._backend = backend
         self._ask = ask
+        self._roster = roster
         self._emit = emit
         self._running = running
         self._clock = clock
@@ -70,12 +71,7 @@ class VersionAsker:
             return False
         finally:
             self._running.end(_WHAT)
-        if told.driver or told.cuda:
-            self._emit(
-                BackendFrame(
-                    self._backend, up=True, driver_version=told.driver, cuda_version=told.cuda
-                )
-            )
+        self._roster.told(told)
         for word in told.errors:
             self._failed(word, "a version of the driver could not be read")
         return not told.errors

@@ -27,6 +27,8 @@ NOT_INJECTABLE = frozenset({"nvmlErrorString"})
 # Without these the driver is not open: while one hangs nobody can be read.
 _BLINDING = frozenset({"nvmlInit", "nvmlDeviceGetCount", "nvmlShutdown"})
 _CLOSING = frozenset({"nvmlShutdown"})
+# On a busy machine the set may come late: a card is registered when it is read already, and only once.
+_ONCE = frozenset({"nvmlDeviceGetSupportedEventTypes", "nvmlDeviceRegisterEvents"})
 _WAITING = frozenset({"nvmlEventSetWait"})
 # Not supported, not in the library, another version of its arguments, deprecated.
 _NEVER_AGAIN = frozenset({3, 13, 25, 26})
@@ -55,7 +57,7 @@ class Called:
     @property
     def of_card(self) -> bool:
         """Read again and again by a card's own thread; the rest is called when the driver is opened."""
-        return "gpu" in self.threads and self.known
+        return "gpu" in self.threads and self.known and self.function not in _ONCE
 
     @property
     def opens(self) -> bool:

@@ -16,6 +16,7 @@ from exporter.device_sampler import Schedule
 from exporter.errors import BackendError, DeviceFault
 from exporter.frames import BackendFrame, DevicesFrame, FaultFrame, SampleFrame
 from exporter.readings import BackendReason, FaultReason
+from exporter.roster import Roster
 from exporter.sampling import ENUMERATION, Collector
 from tests.exporter.fakes import FakeDevice, FakeEvents, info
 from tests.exporter.fault_bench import FIRST_CODE, FaultBench, until
@@ -313,3 +314,13 @@ def _runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_versions_that_come_when_the_driver_is_gone_do_not_say_that_it_is_there() -> None:
+    frames: list = []
+    backend = ApartBackend(2)
+    roster = Roster("nvml", backend.begin(), frames.append, SystemClock(), 0.0, 5.0)
+    roster.gone(0, BackendError(BackendReason.DRIVER_NOT_LOADED, "unloaded"))
+    roster.told(Versions("580.1", "13.0"))
+    roster.opened(1, Opened(backend.cards[1].device))
+    assert [one.up for one in frames] == [False]
