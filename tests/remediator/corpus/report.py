@@ -1,13 +1,17 @@
-"""The corpus as the table in docs/reliability.md: `python -m tests.remediator.corpus.report`."""
+"""The corpus as the table in docs/reliability.md: `python -m tests.remediator.corpus.report`.
+
+With `--seeds 100 101` the synthetic traces of these seeds instead.
+"""
 
 from __future__ import annotations
 
+import argparse
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from remediator.store import Store
-from tests.remediator.corpus import traces
+from tests.remediator.corpus import synthetic, traces
 from tests.remediator.corpus.node_days import Epoch
 from tests.remediator.corpus.replay import Outcome, Replay, configuration, rules
 from tests.remediator.corpus.traces import HEALTHY, Trace
@@ -16,12 +20,12 @@ from tests.remediator.corpus.verdicts import wrong
 Played = tuple[Trace, Outcome]
 
 
-def play() -> list[Played]:
-    """Every trace with what came of it."""
+def play(chosen: Iterable[Trace]) -> list[Played]:
+    """Each trace with what came of it."""
     with tempfile.TemporaryDirectory() as name:
         store = Store(Path(name), b"k" * 64, Epoch())
         stage = store, configuration(Path(name)), rules()
-        played = [(trace, Replay(trace, *stage).run()) for trace in traces.every()]
+        played = [(trace, Replay(trace, *stage).run()) for trace in chosen]
         store.close()
     return played
 
@@ -51,7 +55,11 @@ def row(name: str, played: Sequence[Played], figure: str) -> str:
 
 def main() -> None:
     """Print the table."""
-    played = play()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="*", default=[])
+    seeds = parser.parse_args().seeds
+    others = [trace for seed in seeds for trace in synthetic.traces(seed)]
+    played = play(others or traces.every())
     healthy = [one for one in played if one[0].healthy]
     called = sum(outcome.paged_at is not None for _, outcome in healthy)
     print(row("healthy: no restart", healthy, f"a person called in {called}"))

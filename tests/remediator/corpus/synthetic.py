@@ -331,14 +331,14 @@ MAKERS: tuple[tuple[Maker, int], ...] = (
 )
 
 
-def traces() -> Iterator[Trace]:
+def traces(seed: int = SEED) -> Iterator[Trace]:
     """All of them; the same each time."""
     for maker, count in MAKERS:
         for n in range(count):
-            rng = random.Random(f"{SEED} {maker.__name__} {n}")
+            rng = random.Random(f"{seed} {maker.__name__} {n}")
             model = MODELS[n % len(MODELS)]
             name = f"{maker.__name__}-{n:02d}-{model.name.replace(' ', '-')}"
-            source = f"synthetic, seed {SEED}"
+            source = f"synthetic, seed {seed}"
             yield replace(maker(model, rng, n), id=name, source=source)
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
 from remediator.config import Config
 from remediator.store import Store
 from tests.remediator.corpus import cited, synthetic, traces
-from tests.remediator.corpus.node_days import Epoch
+from tests.remediator.corpus.node_days import DAY, STEADY, Epoch, day
 from tests.remediator.corpus.replay import Replay, Rules, configuration, rules
+from tests.remediator.corpus.synthetic import SEED
 from tests.remediator.corpus.traces import FILES, Trace
 from tests.remediator.corpus.verdicts import wrong
 
@@ -49,3 +51,15 @@ def test_the_corpus_is_large_enough_and_a_third_of_it_is_cited_and_held_out() ->
 def test_the_files_are_what_their_scripts_write() -> None:
     for path, script in zip(FILES, (synthetic, cited), strict=True):
         assert path.read_text() == "".join(trace.line() + "\n" for trace in script.traces())
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_healthy_morning_restarts_nothing(
+    number: int, stage: tuple[Store, Config, Rules]
+) -> None:
+    """The beginnings of what `node_days` plays in full."""
+    whole = day(number, SEED)
+    assert whole.seconds == pytest.approx(DAY)
+    outcome = Replay(replace(whole, phases=whole.phases[:8]), *stage, STEADY).run()
+    assert outcome.reads > 0
+    assert outcome.restarted is None
