@@ -157,7 +157,9 @@ def _check_url(url: str, where: str) -> None:
     except ValueError:
         good = False
     if not good:
-        raise ConfigError(f"{where} must be an http or https URL without a user, not {url!r}")
+        # Before an "@" stands a password: it belongs into no log.
+        said = "one with a user" if "@" in url else repr(url)
+        raise ConfigError(f"{where} must be an http or https URL without a user, not {said}")
 
 
 def _check_uuids(uuids: tuple[str, ...], where: str) -> None:

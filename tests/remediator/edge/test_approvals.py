@@ -110,10 +110,19 @@ def test_what_is_not_there_is_404(hot: InProcess) -> None:
     assert operator.post("/api/v1/runs/7/deny").status_code == 404
 
 
-def test_the_token_is_of_the_plan_as_it_is_stored(hot: InProcess) -> None:
+@pytest.mark.parametrize(
+    "changed",
+    [
+        "UPDATE runs SET plan = '[]' WHERE id = 1",
+        "UPDATE approvals SET means = '{}' WHERE run_id = 1",
+        "UPDATE approvals SET evidence = '{}' WHERE run_id = 1",
+        "UPDATE approvals SET nonce = 'x' WHERE run_id = 1",
+    ],
+)
+def test_the_token_is_of_the_plan_as_it_is_stored(hot: InProcess, changed: str) -> None:
     token = token_of(hot)
     with hot.store.transaction() as tx:
-        tx._db.execute("UPDATE runs SET plan = '[]' WHERE id = 1")
+        tx._db.execute(changed)
     assert approve(hot, token).status_code == 409
     assert token_of(hot) != token
 

@@ -172,6 +172,13 @@ def test_a_file_that_is_no_configuration_is_one_line(cli: Cli, tmp_path: Path, c
     assert named in one_line(err)
 
 
+def test_a_password_in_an_address_is_not_told(cli: Cli, tmp_path: Path) -> None:
+    path = write_config(tmp_path, exporter={"url": "http://me:hunter2hunter2@x"})
+    _, out, err = cli("check-config", f"--config.file={path}")
+    assert "exporter.url" in one_line(err)
+    assert "hunter2" not in out + err
+
+
 @pytest.mark.parametrize("name", ["missing.yml", "."])
 def test_a_file_that_cannot_be_read_is_one_line(cli: Cli, tmp_path: Path, name: str) -> None:
     code, _, err = cli("serve", f"--config.file={tmp_path / name}")

@@ -10,6 +10,7 @@ import pytest
 
 from remediator.config.windows import WindowConfig
 from remediator.engine.kill_switch import why_pulled
+from remediator.run_ages import Ages
 from remediator.services import ServiceProbe
 from tests.remediator.engine.bench import Bench
 from tests.remediator.engine.fakes import START
@@ -225,6 +226,25 @@ class SetClock:
     def by(self, seconds: float) -> None:
         self._stepped += seconds
         self._patch.setattr(self._bench.clock, "now", lambda: self._before() + self._stepped)
+
+
+@pytest.mark.parametrize("ahead", [3600.0, 86_400.0, 400 * 86_400.0])
+def test_a_run_that_lies_ahead_of_the_clock_happened_now_and_grows_old_from_now(
+    make_bench: Make, ahead: float
+) -> None:
+    bench = make_bench()
+    bench.card.heat_by_power(full=84.0, capped=76.0)
+    bench.fire("GPUTemperatureWarning")
+    bench.act()
+    ended = bench.run.ended_at
+    assert ended is not None
+    # A machine whose clock was set back while nothing ran.
+    bench.clock.passed -= ahead
+    ages = Ages()
+    now = bench.clock.now()
+    assert ages.dated(bench.run, bench.clock) == (now, now)
+    bench.clock.advance(100)
+    assert ages.dated(bench.run, bench.clock) == (now, now)
 
 
 @pytest.mark.parametrize("step", [-DAY, -HOUR, HOUR, DAY])
