@@ -48,6 +48,10 @@ NOTHING = {
     "gpu-fleet/Requests/B": "nor how many wait",
     "gpu-remediation/Progress/A": "nor how many tokens it made",
     "gpu-remediation/Internal errors/A": "only after a bug",
+    "gpu-remediation/Alertmanagers that answer/A": "no Alertmanager is asked here",
+    "gpu-remediation/Found by asking Alertmanager/C": "the same",
+    "gpu-remediation/Certificate ends in/A": "nor is there TLS",
+    "gpu-remediation/What holds it back/D": "nor a maintenance window",
 }
 
 

@@ -28,6 +28,8 @@ _STATES = (
     (3, "needs_human", "needs a person", RED),
 )
 _DELIVERY = Steps(GREEN, ((90, YELLOW), (120, RED)))
+_DAY = 86400
+_CERTIFICATE = Steps(RED, ((3 * _DAY, YELLOW), (14 * _DAY, GREEN)))
 
 
 def _switch(title: str, description: str, expr: str, on: str, color: str) -> Stat:
@@ -76,6 +78,56 @@ def _count(title: str, description: str, metric: str, steps: Steps) -> Stat:
         steps=steps,
     )
 
+
+# What somebody has set on the machine itself, and what the remediator finds of its surroundings.
+BRAKES = (
+    _switch(
+        "Kill switch",
+        "Its file exists, or cannot be looked at: nothing new is done, not even a stop for heat.",
+        target("remediator_kill_switch"),
+        "pulled",
+        RED,
+    ),
+    _switch(
+        "Maintenance window",
+        "One is open. What waits for its end is in the decisions below.",
+        f"{target('remediator_maintenance_window_open')} or 0 * {target('remediator_paused')}",
+        "open",
+        YELLOW,
+    ),
+    _switch(
+        "Configuration refused",
+        "The file was read again and not taken in: the one before is in force.",
+        f"1 - {target('remediator_config_last_reload_successful')}",
+        "refused",
+        RED,
+    ),
+    _switch(
+        "Audit anchor",
+        "Failing: the end of the audit cannot be written down outside the database.",
+        target("remediator_audit_anchor_failing"),
+        "failing",
+        RED,
+    ),
+    Stat(
+        title="Alertmanagers that answer",
+        description="Of those that are asked what fires; empty where `alertmanager.urls` is.",
+        queries=(Query(f"min({target('remediator_reconcile_alertmanager_up')})"),),
+        unit="none",
+        mappings=values({0: ("not all", RED), 1: ("all", GREEN)}),
+        steps=PLAIN,
+    ),
+    Stat(
+        title="Certificate ends in",
+        description="The first of the remediators' own; empty without TLS.",
+        queries=(
+            Query(f"min({target('remediator_web_certificate_expiry_timestamp_seconds')}) - time()"),
+        ),
+        unit="s",
+        decimals=0,
+        steps=_CERTIFICATE,
+    ),
+)
 
 ROW = Row(
     "Now",
@@ -144,6 +196,7 @@ ROW = Row(
             "remediator_audit_records_total",
             PLAIN,
         ),
+        *BRAKES,
         Table(
             title="Open incidents",
             description=(

@@ -125,10 +125,15 @@ UNDO = Row(
         ),
         Timeline(
             title="What holds it back",
-            description="Breaker, pause and storage over time.",
+            description="Breaker, pause, kill switch, maintenance windows and storage over time.",
             queries=(
                 Query(target("remediator_breaker_open"), legend="{{instance}} breaker {{scope}}"),
                 Query(target("remediator_paused"), legend="{{instance}} paused"),
+                Query(target("remediator_kill_switch"), legend="{{instance}} kill switch"),
+                Query(
+                    target("remediator_maintenance_window_open"),
+                    legend="{{instance}} window {{window}}",
+                ),
                 Query(target("remediator_storage_failing"), legend="{{instance}} storage failing"),
             ),
             unit="none",

@@ -114,6 +114,41 @@ WAY = Row(
             bars=True,
         ),
         TimeSeries(
+            title="Found by asking Alertmanager",
+            description=(
+                "Firing alerts that no delivery had brought, rounds in which none answered, and "
+                "open episodes that none lists any more. 0 where nobody is asked (`alertmanager.urls`)."
+            ),
+            queries=(
+                Query(
+                    f"increase({target('remediator_reconcile_alerts_taken_total')}[$__rate_interval])",
+                    legend="{{instance}} taken in",
+                ),
+                Query(
+                    f"increase({target('remediator_reconcile_failures_total')}[$__rate_interval])",
+                    legend="{{instance}} none answered",
+                ),
+                Query(
+                    target("remediator_reconcile_unlisted_episodes"),
+                    legend="{{instance}} not listed",
+                ),
+            ),
+            unit="none",
+        ),
+        TimeSeries(
+            title="Deliveries refused",
+            description="By reason. `unauthorized`: Alertmanager has another token than the remediator.",
+            queries=(
+                Query(
+                    "sum by (instance, reason)"
+                    f" (increase({target('remediator_deliveries_refused_total')}[$__rate_interval]))",
+                    legend="{{instance}} {{reason}}",
+                ),
+            ),
+            unit="none",
+            bars=True,
+        ),
+        TimeSeries(
             title="Queue over time",
             description="Episodes that are due for a decision.",
             queries=(Query(target("remediator_queue_depth"), legend="{{instance}}"),),
