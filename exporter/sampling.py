@@ -76,6 +76,12 @@ class Collector:
         """Take that back; what has been closed already is opened again."""
         self._stop.clear()
 
+    def heard_xid(self, uuid: str) -> None:
+        """Take that a GPU had an Xid error, of which others than the driver told."""
+        session = self._session
+        if session is not None:
+            session.heard_xid(uuid)
+
     def join(self, timeout: float) -> bool:
         """Wait for the end; false while a driver call has not come back."""
         self._thread.join(timeout)
@@ -174,6 +180,9 @@ class Collector:
                     self._pause = min(self._pause * 2, self._schedule.retry_limit)
                     return True
                 continue
+            if self._is_opening():
+                # How it is will only show: a card that opens slowly must not have all opened without end.
+                calm_since = now
             if now >= calm_since + self._schedule.retry * 2:
                 self._pause = self._schedule.retry
             if now >= check_at + self._schedule.check:
@@ -192,8 +201,11 @@ class Collector:
         incomplete = session.roster.incomplete(self._seen)
         return incomplete or session.needs_reopening() or session.backend_gone()
 
+    def _is_opening(self) -> bool:
+        return self._session is not None and self._session.roster.opening()
+
     def _stuck(self, now: float) -> bool:
-        if self._session is not None and self._session.roster.opening():
+        if self._is_opening():
             return True
         return any(now - since > _STUCK_SECONDS for since in self.running.since().values())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import threading
@@ -66,11 +67,11 @@ class ApartBackend:
 
 
 class Running:
-    def __init__(self, gpus: int) -> None:
+    def __init__(self, gpus: int, schedule: Schedule = FAST) -> None:
         self.backend = ApartBackend(gpus)
         self.cards = self.backend.cards
         self.frames: list = []
-        self.collector = Collector(self.backend, FAST, self.frames.append, SystemClock())
+        self.collector = Collector(self.backend, schedule, self.frames.append, SystemClock())
 
     def of(self, kind, uuid: str | None = None) -> list:
         frames = [one for one in list(self.frames) if isinstance(one, kind)]
@@ -151,6 +152,27 @@ def test_while_one_card_is_being_opened_a_lost_one_closes_nothing(running, event
     finally:
         come_back.set()
     eventually(lambda: running.backend.begun >= 2)
+
+
+def test_a_lost_card_beside_a_slow_one_is_looked_for_less_and_less(eventually) -> None:
+    running = Running(2, dataclasses.replace(FAST, retry_limit=60))
+    slow, lost = running.cards
+
+    def open_slowly() -> Opened:
+        threading.Event().wait(0.25)
+        return Opened(slow.device)
+
+    def fail() -> Opened:
+        threading.Event().wait(0.3)
+        raise DeviceFault(FaultReason.LOST, "gone")
+
+    slow.on_open, lost.on_open = open_slowly, fail
+    running.collector.start()
+    try:
+        eventually(lambda: running.collector._pause >= 0.8)
+    finally:
+        running.collector.request_stop()
+        assert running.collector.join(10)
 
 
 def test_when_no_card_opens_the_worker_counts_as_stuck(running, eventually) -> None:
