@@ -130,11 +130,12 @@ def _let_end(waiting: Started) -> None:
 
 
 def _fork() -> Started:
-    orders, give = os.pipe()
-    frames, emit = os.pipe()
     # What was written and not yet sent would be sent twice.
     for stream in filter(None, (sys.stdout, sys.stderr)):
-        stream.flush()
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    orders, give = os.pipe()
+    frames, emit = os.pipe()
     # The collector writes to every object that it looks at: a page written to is shared no more.
     gc.freeze()
     try:
