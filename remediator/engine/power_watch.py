@@ -134,8 +134,12 @@ class PowerWatch:
             return
         with self._world.store.reading() as tx:
             text = tx.get_meta(_key(uuid))
-        if text is not None:
+        if text is None:
+            return
+        try:
             self._world.power.keep(uuid, Learned.from_json(json.loads(text)))
+        except (KeyError, TypeError, ValueError):
+            log.warning("what was learned of the power of %s cannot be used; it begins anew", uuid)
 
     def _save(self, at: float) -> None:
         if not self._unsaved or at - self._saved_at < _EVERY_SAVE:

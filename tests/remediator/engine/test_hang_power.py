@@ -221,6 +221,14 @@ def test_bands_are_known_after_a_restart_of_the_remediator(scene: Scene) -> None
     assert after.idle_below == pytest.approx(before.idle_below, rel=0.05)
 
 
+@pytest.mark.parametrize("text", ["", "[]", '{"idle": 3}'])
+def test_what_cannot_be_used_begins_anew(scene: Scene, text: str) -> None:
+    with scene.bench.store.transaction() as tx:
+        tx.set_meta(f"power_bands:{scene.bench.uuids[0]}", text)
+    work(scene, 100)
+    assert len(scene.bench.world.power.learned(scene.bench.uuids[0]).busy) >= 2
+
+
 def only_a_canary(scene: Scene, error: Exception | None) -> list[str]:
     """Its metrics are gone; what a canary says is all there is."""
     asked: list[str] = []
