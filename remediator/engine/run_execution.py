@@ -83,7 +83,8 @@ class RunExecution:
         run: Run,
         stop: threading.Event,
     ) -> None:
-        # It ends with the configuration that it began with.
+        # It ends with the configuration that it began with; only the gates ask for the newest.
+        self._in_force = world, playbooks
         world, playbooks = world.snapshot(), playbooks.snapshot()
         self._world = world
         self._playbooks = playbooks
@@ -239,12 +240,12 @@ class RunExecution:
                 raise failed
             tried = step
             if rung == books.AFTERWARDS and self._is_open(seq):
-                may_follow(self._world, playbook, self._run, step)
+                may_follow(*self._asked_now(playbook), self._run, step)
             # What has visibly begun is finished: half a restart is a service that is down.
             if changes_the_world(step) and self._is_open(seq) and not self._underway(seq, step):
                 if self._old_news and self._turned_out_over(playbook, plan, seq):
                     return
-                may_act(self._world, playbook, self._run, step)
+                may_act(*self._asked_now(playbook), self._run, step)
             try:
                 self._step(seq, step)
             except RunEnded as end:
@@ -254,6 +255,12 @@ class RunExecution:
                 lost.add(step.service)
         if failed is not None:
             raise failed
+
+    def _asked_now(self, playbook: Playbook) -> tuple[World, Playbook]:
+        """What the gates are asked with: another mode or window means what is under way, too."""
+        world, playbooks = self._in_force
+        newest = playbooks.by_name.get(playbook.name, playbook)
+        return replace(self._world, config=world.config), replace(playbook, mode=newest.mode)
 
     def _is_open(self, seq: int) -> bool:
         journaled = self._journal.step(seq)

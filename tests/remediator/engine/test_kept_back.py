@@ -10,6 +10,7 @@ import pytest
 
 from remediator.config.windows import WindowConfig
 from remediator.engine.kill_switch import why_pulled
+from remediator.playbooks import load
 from remediator.run_ages import Ages
 from remediator.services import ServiceProbe
 from tests.remediator.engine.bench import Bench
@@ -97,6 +98,33 @@ def test_it_stops_a_run_between_its_steps_and_undo_goes_on(make_bench: Make) -> 
     bench.pass_time(90)
     assert bench.open_leases == []
     assert bench.written_watts[-1] == 400.0
+
+
+@pytest.mark.parametrize(
+    ("reason", "change"),
+    [
+        ("mode_off", {"mode": "off"}),
+        ("maintenance_window", {"windows": (ALWAYS,)}),
+        ("not_allowed", {"allow": ()}),
+        ("mode_off", {"playbooks": {"cool-down": {"mode": "off"}}}),
+    ],
+)
+def test_a_reload_stops_a_run_between_its_steps(
+    make_bench: Make, reason: str, change: dict[str, object]
+) -> None:
+    bench = make_bench(services=("ollama",))
+    bench.card.heat_by_power(full=86.0, capped=86.0)
+    bench.fire(CRITICAL)
+    config = replace(bench.config, **change)
+
+    def reload() -> None:
+        bench.world.adopt(replace(bench.world, config=config))
+        bench.playbooks.adopt(load(config.playbooks))
+
+    bench.clock.at(bench.clock.passed + 30, reload)
+    bench.act()
+    assert bench.run.reason == reason
+    assert bench.managers["ollama"].calls == []
 
 
 # maintenance windows
