@@ -37,6 +37,12 @@ class Session:
         if self._events is not None:
             self._events.resume()
 
+    def heard_xid(self, uuid: str) -> None:
+        """Take that a GPU had an Xid error."""
+        for sampler in self._samplers:
+            if sampler.uuid == uuid:
+                sampler.heard_xid()
+
     def backend_gone(self) -> bool:
         """Tell whether a thread found that the whole backend is gone."""
         if self._events is not None and self._events.backend_gone.is_set():

@@ -68,6 +68,7 @@ class Store:
         self._enumeration_seconds: float | None = None
         self._errors: Counter[tuple[str, str]] = Counter()
         self._said: dict[str, str] = {}
+        self._logged: set[str] = set()
 
     def apply(self, frame: Frame) -> None:
         """Take one frame; one about a GPU that is not known is dropped."""
@@ -118,6 +119,12 @@ class Store:
         """Count a failure that no frame tells of."""
         with self._lock:
             self._errors[collector, reason] += 1
+
+    def take_logged(self) -> set[str]:
+        """Return the uuids of the GPUs that the kernel log told of since the last call."""
+        with self._lock:
+            logged, self._logged = self._logged, set()
+        return logged
 
     def snapshot(self) -> Snapshot:
         """Return the picture of this moment; what is too old is not in it."""
@@ -303,6 +310,8 @@ class Store:
         for one in found:
             if not one.uuid:
                 self._errors["kernel_log", "unknown_card"] += 1
+            elif one.uuid in self._gpus:
+                self._logged.add(one.uuid)
             if one.is_news:
                 place = "{:04x}:{:02x}:{:02x}".format(*one.address)
                 _tell(f"GPU {one.uuid or f'at {place}, which the driver has not shown'}", one.xid)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 from exporter.clock import Clock
@@ -53,6 +53,10 @@ class Worker(Protocol):
         """Take that back."""
         ...
 
+    def heard_xid(self, uuid: str) -> None:
+        """Tell it that a GPU had an Xid error."""
+        ...
+
     def wait(self, timeout: float) -> int | None:
         """Wait for its end."""
         ...
@@ -83,6 +87,10 @@ class FrameSink(Protocol):
 
     def count_error(self, collector: str, reason: str) -> None:
         """Count a failure."""
+        ...
+
+    def take_logged(self) -> Collection[str]:
+        """Return the uuids of the GPUs that the kernel log told of since the last call."""
         ...
 
 
@@ -152,6 +160,7 @@ class Supervisor:
             case Step.NOTHING:
                 pass
         self._follow_release()
+        self._pass_on_xids()
         self._report()
 
     def _run(self) -> None:
@@ -282,6 +291,12 @@ class Supervisor:
             if what != _ENUMERATION and now - since >= self._limits.stuck_call:
                 return f"a driver call about {what} has not come back for {now - since:.0f} s"
         return ""
+
+    def _pass_on_xids(self) -> None:
+        # Those that the driver tells of itself the worker knows before we do.
+        for uuid in self._sink.take_logged():
+            if self._worker is not None:
+                self._worker.heard_xid(uuid)
 
     def _report(self) -> None:
         now = self._clock.monotonic()

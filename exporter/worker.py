@@ -30,6 +30,8 @@ from exporter.sampling import Collector
 
 LET_GO = b"r"
 KEEP = b"k"
+# With the uuid of a GPU and a line end: it had an Xid error.
+XID = b"x"
 _END = b""
 _INPUT = 0
 # Of a process, which has at most 15 characters.
@@ -103,8 +105,12 @@ def run(options: WorkerOptions, writer: FrameWriter, stop: threading.Event, cloc
     order = KEEP
     while not _finished(collector, order):
         if order != _END:
-            order = _END if stop.is_set() or writer.broken.is_set() else _next_order(order)
-            _OBEY[order](collector)
+            told = _END if stop.is_set() or writer.broken.is_set() else _next_order(order)
+            if told == XID:
+                collector.heard_xid(_rest_of_line())
+            else:
+                order = told
+                _OBEY[order](collector)
         writer.emit(HeartbeatFrame(clock.monotonic(), collector.running_since()))
 
 
@@ -156,6 +162,14 @@ def _next_order(last: bytes) -> bytes:
     timeout = _HURRY_SECONDS if last == LET_GO else _HEARTBEAT_SECONDS
     readable, _, _ = select.select([_INPUT], [], [], timeout)
     return os.read(_INPUT, 1) if readable else last
+
+
+def _rest_of_line() -> str:
+    """Read what comes with an order: it was written at once with it."""
+    line = bytearray()
+    while (byte := os.read(_INPUT, 1)) not in (b"", b"\n"):
+        line += byte
+    return line.decode(errors="replace")
 
 
 def _has_children() -> bool:

@@ -20,7 +20,7 @@ import exporter
 from exporter import allocator
 from exporter.errors import FrameError
 from exporter.frames import Frame, decode
-from exporter.worker import KEEP, LET_GO, WorkerOptions
+from exporter.worker import KEEP, LET_GO, XID, WorkerOptions
 
 _READ_BYTES = 1 << 16
 # A worker that writes without line ends is broken; it must not fill our memory.
@@ -128,6 +128,10 @@ class WorkerProcess:
     def keep(self) -> None:
         """Tell it to go on after all; one that has let go already ends."""
         self._order(KEEP)
+
+    def heard_xid(self, uuid: str) -> None:
+        """Tell it that a GPU had an Xid error, so that it looks at its health."""
+        self._order(XID + uuid.encode() + b"\n")
 
     def wait(self, timeout: float) -> int | None:
         """Wait at most `timeout` seconds for its end; None when it did not come."""

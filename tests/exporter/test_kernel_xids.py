@@ -429,3 +429,23 @@ def test_the_whole_exporter_counts_each_line_once_also_when_it_is_killed(start, 
     until(lambda: counted(second, 1) == "1.0")
     happens()
     until(lambda: counted(second, 1) == "2.0")
+
+
+def test_after_an_xid_of_the_log_alone_the_health_of_this_card_is_read_at_once(
+    start, tmp_path
+) -> None:
+    service = start()
+    driver = Driver(tmp_path / "driver", gpus=2)
+    for gpu in (0, 1):
+        driver.set(gpu, recovery_action=1)
+
+    def actions() -> dict[int, str]:
+        views = service.store.snapshot().gpus
+        return {view.info.index: view.health.recovery_action for view in views}
+
+    assert actions() == {0: "none", 1: "none"}, "it is read every 30 s"
+    bus = service.store.snapshot().gpus[1].info.pci_bus_id.lower()[4:].rpartition(".")[0]
+    with (tmp_path / "kmsg").open("a") as log:
+        log.write(f"3,1,{time.monotonic_ns() // 1000},-;NVRM: Xid (PCI:{bus}): 79, GPU lost\n")
+    until(lambda: actions()[1] == "reset")
+    assert actions()[0] == "none"

@@ -82,6 +82,9 @@ class FakeWorker:
     def keep(self) -> None:
         self.orders.append("keep")
 
+    def heard_xid(self, uuid: str) -> None:
+        self.orders.append(f"xid {uuid}")
+
     def wait(self, timeout: float) -> int | None:
         return self.code
 
@@ -98,6 +101,7 @@ class Sink:
         self.worker = None
         self.released: list[bool] = []
         self.errors: list[tuple[str, str]] = []
+        self.logged: set[str] = set()
 
     def apply(self, frame) -> None:
         self.frames.append(frame)
@@ -110,6 +114,10 @@ class Sink:
 
     def count_error(self, collector: str, reason: str) -> None:
         self.errors.append((collector, reason))
+
+    def take_logged(self) -> set[str]:
+        logged, self.logged = self.logged, set()
+        return logged
 
 
 class Stage:
@@ -130,6 +138,19 @@ class Stage:
             if frames:
                 self.workers[-1].frames.extend(frames)
             self.supervisor.step()
+
+
+def test_an_xid_of_the_kernel_log_is_passed_on_once_and_to_a_worker_only() -> None:
+    stage = Stage()
+    stage.run(1)
+    stage.sink.logged = {"GPU-0"}
+    stage.run(1)
+    assert stage.workers[0].orders == ["xid GPU-0"]
+    stage.workers[0].code = 1
+    stage.run(0.5)
+    stage.sink.logged = {"GPU-1"}
+    stage.run(2)
+    assert [worker.orders for worker in stage.workers] == [["xid GPU-0"], []]
 
 
 def test_a_dead_worker_is_replaced_after_a_pause() -> None:
