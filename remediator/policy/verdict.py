@@ -204,7 +204,10 @@ def judge_service(service: ServiceEvidence, stalled_after: float) -> Verdict:
 def judge(evidence: HangEvidence) -> Verdict:
     """The verdict on one card that is said to be saturated."""
     if evidence.node is not None:
-        return Verdict("node_fault", evidence.node)
+        # What still works is for whoever mends the machine to interrupt, and no news here.
+        verdicts = (judge_service(one, evidence.stalled_after) for one in evidence.services)
+        busy = next((verdict for verdict in verdicts if verdict.judgement == "busy"), None)
+        return busy or Verdict("node_fault", evidence.node)
     if evidence.fault is not None:
         return Verdict("device_fault", f"the card has a fault of its own ({evidence.fault})")
     if not evidence.fresh or evidence.saturated_seconds is None:

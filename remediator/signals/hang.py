@@ -123,7 +123,7 @@ class Hang:
             node=node_fault(readings.values()),
         )
         verdict = judge(evidence)
-        if verdict.judgement in ("ghost", "no_service"):
+        if verdict.judgement in ("ghost", "no_service", "node_fault"):
             evidence, verdict = self._with_services(world, reading, readings, evidence)
         data = asdict(evidence) | {
             "power_watts": reading.power_watts,

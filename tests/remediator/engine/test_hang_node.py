@@ -103,6 +103,12 @@ def test_a_machine_that_is_to_be_rebooted_is_left_to_a_person(scene: Scene) -> N
     assert scene.finding(ONE).reason == "node_fault"
 
 
+def test_who_works_on_beside_a_card_that_wants_a_reboot_is_no_suspicion(scene: Scene) -> None:
+    scene.bench.clock.advance(30)
+    scene.bench.cards[scene.bench.uuids[1]].recovery_action = "reboot"
+    assert scene.finding(Target("gpu", scene.bench.uuids[0])).reason == "busy"
+
+
 @pytest.mark.parametrize(
     ("action", "says", "reason"),
     [

@@ -116,7 +116,8 @@ def test_a_card_is_stuck_only_by_a_service_that_is(evidence: HangEvidence) -> No
     assert list(verdict.services) == (stuck if saturated else [])
     assert (verdict.judgement in STUCK) == bool(verdict.services)
     if evidence.node is not None:
-        assert verdict.judgement == "node_fault"
+        works_on = "busy" in judged.values()
+        assert verdict.judgement == ("busy" if works_on else "node_fault")
     elif evidence.fault is None and not looked:
         assert verdict.judgement == "unknown"
     if verdict.judgement == "ghost":
@@ -132,7 +133,8 @@ def test_a_busy_neighbour_refutes_utilisation_and_no_stall(
     alone = judge(evidence)
     beside = HangEvidence(**{**vars(evidence), "services": (*evidence.services, neighbour)})
     verdict = judge(beside)
-    if alone.judgement in (*STUCK, "node_fault"):
+    together = alone.judgement == "node_fault" and evidence.node is None
+    if alone.judgement in STUCK or together:
         assert verdict == alone
     else:
         assert verdict.judgement not in (*STUCK, "suspect", "ghost")
@@ -255,7 +257,8 @@ OLLAMA = ServiceEvidence("ollama", canary="timed_out")
         (saturated(processes=None, memory_ratio=0.01), "no_service", ()),
         (saturated(processes=0, memory_ratio=None), "no_service", ()),
         (saturated(stalled(together=("far",)), stalled("b")), "node_fault", ()),
-        (saturated(BUSY, node="no card answers"), "node_fault", ()),
+        (saturated(stalled(), node="no card answers"), "node_fault", ()),
+        (saturated(BUSY, node="another card asks for a reboot"), "busy", ()),
         (saturated(stalled(), saturated_seconds=29.0), "not_saturated", ()),
         (saturated(stalled(), required_seconds=None), "unknown", ()),
         (saturated(stalled(), fresh=False), "unknown", ()),
