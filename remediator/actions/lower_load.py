@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from remediator.actions.base import Harmless, Intent, Outcome, StepContext
+from remediator.actions.base import Gentle, Intent, Outcome, Scope, StepContext
 from remediator.config.strict import Seconds
 from remediator.degraded import degrade, degraded_since
 from remediator.durations import format_duration
@@ -27,13 +27,14 @@ def create(parameters: Parameters) -> LowerLoad:
     return LowerLoad(parameters)
 
 
-class LowerLoad(Harmless):
+class LowerLoad(Gentle):
     """Only says which of its managers the next start uses; a restart is a step of its own.
 
     What only a log tells of does not count here: a user may have had a hand in it.
     """
 
     kind = "lower_load"
+    scope: Scope = "one_service"
 
     def __init__(self, parameters: Parameters) -> None:
         self._parameters = parameters
@@ -61,6 +62,11 @@ class LowerLoad(Harmless):
         if service.config.degraded and not lowered:
             return Intent(f"{often}: have it start with less load")
         return self._only_say(context, seen[-1], often, lowered=lowered)
+
+    def begun(self, context: StepContext, intent: Mapping[str, Any]) -> bool:  # noqa: ARG002
+        """Whether that is kept already."""
+        with context.world.store.reading() as tx:
+            return degraded_since(tx, context.on_service.name) is not None
 
     def run(self, context: StepContext, intent: Mapping[str, Any]) -> Outcome:  # noqa: ARG002
         """Keep that the next start is the one with less load."""

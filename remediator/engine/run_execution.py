@@ -275,10 +275,14 @@ class RunExecution:
     def _turned_out_over(self, playbook: Playbook, plan: tuple[PlannedStep, ...], seq: int) -> bool:
         """Look at the world anew before old news is acted on."""
         changed = any(
-            changes_the_world(earlier) and self._journal.step(number) is not None
+            changes_the_world(earlier) and self._has_begun(number)
             for number, earlier in enumerate(plan[:seq])
         )
         return self._is_over(playbook, plan[seq].rung, changed=changed)
+
+    def _has_begun(self, seq: int) -> bool:
+        journaled = self._journal.step(seq)
+        return journaled is not None and journaled.state != "nothing"
 
     def _begun(self, plan: tuple[PlannedStep, ...], rung: int) -> bool:
         return any(

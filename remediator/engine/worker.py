@@ -177,11 +177,14 @@ class Worker:
             ticket = self._busy[key] = object()
         try:
             self._pool.submit(self._guarded, key, ticket, work)
-        except BaseException:
+        except BaseException as error:
             # Otherwise it would count as under way for ever. The pool may have queued it all the
             # same (it could start no thread): without its ticket it does nothing there.
             with self._lock:
                 self._busy.pop(key, None)
+            if isinstance(error, RuntimeError) and self._world.stopping.is_set():
+                # The pool was shut down meanwhile; it is done after the next start.
+                return
             raise
 
     def _guarded(self, key: tuple[str, int], ticket: object, work: Callable[[], None]) -> None:

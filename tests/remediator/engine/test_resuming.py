@@ -99,7 +99,7 @@ def test_a_service_that_came_back_during_the_crash_is_not_restarted(bench: Bench
     manager.status = die_the_third_time
     with pytest.raises(Crash):
         bench.execute()
-    assert [step.action for step in bench.steps()] == ["settle", "check"]
+    assert [step.action for step in bench.steps()] == ["settle", "check", "lower_load"]
     manager.status = status
     manager.start(1)
     bench.clock.advance(3600)
