@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +11,13 @@ from pathlib import Path
 import pytest
 
 from remediator.config.windows import WindowConfig
+from remediator.engine import step_gates
 from remediator.engine.kill_switch import why_pulled
-from remediator.playbooks import load
+from remediator.engine.run_journal import RunEnded
+from remediator.playbooks import from_journal, load
 from remediator.run_ages import Ages
 from remediator.services import ServiceProbe
+from remediator.store import Run
 from tests.remediator.engine.bench import Bench
 from tests.remediator.engine.fakes import START
 
@@ -346,3 +351,42 @@ def test_a_run_that_a_reboot_cut_off_acts_once_whatever_the_clock_says_then(
     bench.drivers["ollama"].forced = ServiceProbe("refused", "refused")
     bench.pass_time(50)
     assert bench.managers["ollama"].calls == ["start 1002"], "the same episode acts once"
+
+
+# at the same moment
+
+
+def test_runs_that_ask_at_the_same_moment_count_each_other(
+    make_bench: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = make_bench(services=("a", "b"), limits={"destructive_per_hour": 1})
+    for service in ("a", "b"):
+        break_down(bench, service)
+    bench.evaluate()
+    first, second = bench.runs
+    playbook = bench.playbooks.by_name[first.playbook]
+    looked, together = step_gates.ask, threading.Barrier(2)
+
+    def slowly(*asked: object) -> object:
+        found = looked(*asked)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            together.wait(0.3)
+        return found
+
+    monkeypatch.setattr(step_gates, "ask", slowly)
+    said: list[str] = []
+
+    def ask(run: Run) -> None:
+        step = next(one for one in from_journal(run.plan) if one.action.destructive)
+        try:
+            step_gates.may_act(bench.world, playbook, run, step)
+            said.append("yes")
+        except RunEnded as end:
+            said.append(end.reason)
+
+    threads = [threading.Thread(target=ask, args=(run,)) for run in (first, second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(said) == ["rate_limit", "yes"]

@@ -94,6 +94,32 @@ def test_an_operator_need_not_wait_for_the_hold_down(capped: Bench) -> None:
     assert capped.written_watts == [320.0, 400.0]
 
 
+def test_a_run_that_takes_the_card_at_the_last_moment_keeps_its_cap(
+    capped: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    capped.pass_time(55)
+    knob = capped.world.knobs.of(capped.uuids[0])
+
+    class Contended:
+        """The lock of the card, which a run has for a moment longer."""
+
+        def acquire(self, timeout: float) -> bool:
+            with capped.store.transaction() as tx:
+                run = tx.runs.latest(1)[0]
+                tx.runs.set_state(run.id, "running", capped.clock.now())
+                tx.runs.acquire(run.id, (run.target,))
+            return knob.acquire(timeout=timeout)
+
+        def release(self) -> None:
+            knob.release()
+
+    monkeypatch.setattr(capped.world.knobs, "of", lambda _: Contended())
+    for _ in range(30):
+        capped.clock.advance(1)
+        capped.tick_leases()
+    assert capped.written_watts == [320.0]
+
+
 def test_not_even_an_operator_gets_a_hot_card_uncapped(capped: Bench) -> None:
     (lease,) = capped.open_leases
     with capped.store.transaction() as tx:
