@@ -7,12 +7,14 @@ program that asks for them has answered, and counts as well.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import ssl
 import sys
 from collections.abc import Sequence
 
 _TIMEOUT_SECONDS = 4.0
+_REFUSAL_SECONDS = 0.5
 _WELL = frozenset({http.HTTPStatus.OK, http.HTTPStatus.UNAUTHORIZED})
 # What a port that speaks TLS says to plain HTTP, where it does not just close.
 _OTHER_SCHEME = http.HTTPStatus.BAD_REQUEST
@@ -40,7 +42,7 @@ def _asked(port: int, path: str) -> tuple[int, str]:
         answer = _answer(plain, path)
         if answer[0] != _OTHER_SCHEME:
             return answer
-    except (ConnectionResetError, http.client.HTTPException):
+    except (ConnectionResetError, BrokenPipeError, http.client.HTTPException):
         pass
     # It is the port that is asked for, whatever name its certificate is for.
     trusting = ssl.create_default_context()
@@ -50,11 +52,23 @@ def _asked(port: int, path: str) -> tuple[int, str]:
         "127.0.0.1", port, timeout=_TIMEOUT_SECONDS, context=trusting
     )
     try:
+        by_tls.connect()
+        _let_refuse(by_tls.sock)
         return _answer(by_tls, path)
     except ssl.SSLError as error:
         if "CERTIFICATE_REQUIRED" not in str(error.reason):
             raise
         return http.HTTPStatus.UNAUTHORIZED, "it wants a client certificate"
+    finally:
+        by_tls.close()
+
+
+def _let_refuse(connection: ssl.SSLSocket) -> None:
+    """Who wants a certificate says so after the handshake, and what is sent then hides it."""
+    connection.settimeout(_REFUSAL_SECONDS)
+    with contextlib.suppress(TimeoutError):
+        connection.recv(1)
+    connection.settimeout(_TIMEOUT_SECONDS)
 
 
 def _answer(connection: http.client.HTTPConnection, path: str) -> tuple[int, str]:
