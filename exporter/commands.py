@@ -1,5 +1,4 @@
 """What each command of `gpu-exporter` does that looks once."""
-# ruff: noqa: T201  what is printed is what was asked for
 
 from __future__ import annotations
 
