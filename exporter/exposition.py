@@ -37,7 +37,8 @@ class Format:
         for metric, lines in families:
             parts.append(self.header(metric))
             parts.extend(lines)
-        body = "".join(parts).encode()
+        # Half of a surrogate pair cannot be written: one such name must not cost the whole page.
+        body = "".join(parts).encode(errors="replace")
         return body + self.end if last else body
 
 

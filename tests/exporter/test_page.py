@@ -346,3 +346,13 @@ def test_only_what_is_in_a_container_has_its_ids_on_the_page() -> None:
     ((labels, value),) = series(bench)["gpu_process_info"]
     assert (labels["pid"], labels["process"], value) == ("4", "vllm", 1)
     assert (labels["container_id"], labels["pod_uid"]) == ("3f1d" * 16, "b6a1")
+
+
+@pytest.mark.parametrize("accept", ["", "application/openmetrics-text; version=1.0.0"])
+def test_a_name_that_is_no_text_does_not_cost_the_page(accept) -> None:
+    bench = Bench()
+    bench.sample()
+    bench.processes("GPU-0", ProcessUse(7, "half\udc80", memory_used_bytes=5))
+    page = Page(bench.store).render(accept)[0].decode()
+    assert 'process="half?"' in page
+    assert "gpu_temperature_celsius{" in page
