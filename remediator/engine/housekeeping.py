@@ -20,6 +20,9 @@ from remediator.world import World
 log = logging.getLogger(__name__)
 
 _DELIVERIES_KEPT = 7 * 86400.0
+_EPISODES_KEPT = 30 * 86400.0
+# In a storm there are many, and deliveries must not wait for long.
+_EPISODES_AT_ONCE = 5000
 _EVERY_PRUNE = 3600.0
 # The run that an incident begins with is reserved in the moment before.
 _RESERVED_BEFORE = 60.0
@@ -76,7 +79,7 @@ class Housekeeper:
         self._expire_approvals()
         left_down.tell(self._world)
         self._close_incidents()
-        self._prune_deliveries()
+        self._prune()
 
     def _end_silent_episodes(self) -> None:
         ttl = self._world.config.timing.episode_ttl
@@ -149,13 +152,17 @@ class Housekeeper:
                 )
             )
 
-    def _prune_deliveries(self) -> None:
-        """Deliveries are kept for a week; what came of them is in the episodes and the audit."""
+    def _prune(self) -> None:
+        """Deliveries are kept for a week, and episodes of which nothing came for a month.
+
+        What came of the others is in the runs; all of them are in the audit.
+        """
         now = self._world.clock.monotonic()
         if self._pruned_at is not None and now - self._pruned_at < _EVERY_PRUNE:
             return
         with self._world.store.transaction() as tx:
             tx.episodes.prune_deliveries(self._world.clock.now() - _DELIVERIES_KEPT)
+            tx.episodes.prune(self._world.clock.now() - _EPISODES_KEPT, _EPISODES_AT_ONCE)
         self._pruned_at = now
         while self._world.store.retire_audit(self._world.config.audit.keep):
             pass

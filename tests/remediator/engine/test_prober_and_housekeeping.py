@@ -388,3 +388,28 @@ def test_a_refuted_incident_ends_with_its_alert(bench: Bench) -> None:
     bench.resolve(WARNING)
     bench.housekeeper.tick()
     assert bench.incident(WARNING) is None
+
+
+def test_episodes_of_which_nothing_came_are_forgotten_after_a_month(make_bench: Make) -> None:
+    bench = make_bench()
+    bench.card.heat_by_power(full=84.0, capped=76.0)
+    bench.fire("GPUTemperatureWarning")
+    bench.act()
+    bench.resolve("GPUTemperatureWarning")
+    for service in ("gone", "goes on", "new"):
+        bench.fire("LLMServiceDown", service=service)
+    bench.act()
+    bench.resolve("LLMServiceDown", service="gone")
+
+    def left() -> list[tuple[int, str]]:
+        with bench.store.reading() as tx:
+            return tx._db.execute("SELECT id, alertname FROM episodes ORDER BY id").fetchall()
+
+    bench.clock.advance(29 * 86400)
+    bench.tick_housekeeper()
+    assert [number for number, _ in left()] == [1, 2, 3, 4]
+    bench.clock.advance(2 * 86400)
+    bench.tick_housekeeper()
+    # What a run is of, what still fires, and the newest: its number must not be given away again.
+    assert [number for number, _ in left()] == [1, 3, 4]
+    assert bench.runs[0].episode_id == 1
