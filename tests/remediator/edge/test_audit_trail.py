@@ -14,7 +14,7 @@ import pytest
 
 from remediator.durations import parse_moment
 from remediator.errors import StorageError
-from remediator.store import Draft, Query, Store
+from remediator.store import Draft, Query, Store, segments
 from remediator.store.store import Trail
 from remediator.store.verify import Verdict
 from tests.remediator.edge.support import KEY, alert, in_process, write_config
@@ -324,6 +324,17 @@ def test_nothing_is_deleted_that_could_not_be_written_elsewhere(
     folder, clock = old
     (folder / "audit-segments").write_text("a file where the folder should be")
     with pytest.raises(StorageError, match="cannot be written"):
+        retire(folder, clock, 100 * DAY)
+    assert len(rows(folder)) == 40
+
+
+def test_nothing_is_deleted_that_the_disk_did_not_keep(
+    old: tuple[Path, FakeClock], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, clock = old
+    put_down = segments._put
+    monkeypatch.setattr(segments, "_put", lambda path, raw: put_down(path, raw[:-100]))
+    with pytest.raises(StorageError, match="does not hold what was written"):
         retire(folder, clock, 100 * DAY)
     assert len(rows(folder)) == 40
 
