@@ -88,7 +88,8 @@ def _check_service(service: Service, record: ServiceRecord, cards: int | None) -
     held = ""
     if record.held:
         held = f"held by {record.held_by} ({printable(record.held_reason or '')}), "
-    print(f"service {service.name}: {held}{probe.state} ({probe.detail}); {status}; {models}")
+    said = printable(f"{probe.state} ({probe.detail}); {status}; {models}")
+    print(f"service {service.name}: {held}{said}")
     concern = overcommitted(service, probe, cards)
     if concern is not None:
         print(printable(concern))

@@ -133,7 +133,8 @@ def parse(raw: object) -> Details:
 def _application(raw: object) -> Application:
     one = _mapping(raw)
     deployments = [_deployment(each) for each in _mapping(one["deployments"]).values()]
-    message = str(one.get("message") or "")[:_MAX_MESSAGE]
+    # A failed deployment's message is a traceback of many lines.
+    message = " ".join(str(one.get("message") or "").split())[:_MAX_MESSAGE]
     return Application(str(one["name"]), str(one["status"]), message, tuple(deployments))
 
 

@@ -96,6 +96,15 @@ def test_what_ray_says_of_an_application(
         assert f"llm is {status}: A replica's health check failed." in probe.detail
 
 
+def test_a_traceback_is_one_short_line(ray: RayServe) -> None:
+    ray.statuses["llm"], ray.replicas["llm"] = "DEPLOY_FAILED", []
+    ray.messages["llm"] = "Traceback:\n  File x\n" + "CUDA out of memory\n" * 100
+    said = driver(ray).probe().detail
+    assert "DEPLOY_FAILED: Traceback: File x CUDA out of memory" in said
+    assert "\n" not in said
+    assert len(said) < 400
+
+
 def test_one_of_several_that_has_died_is_an_error_and_all_of_them_dead(ray: RayServe) -> None:
     ray.statuses["two"], ray.replicas["two"] = "DEPLOY_FAILED", []
     assert driver(ray, application="").probe().state == "error"
