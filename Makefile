@@ -22,7 +22,7 @@ SEED ?= 1
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-up: $(VENV)/.ready ## the whole stack on this machine; MODE=auto|observe GPUS=N PORTS=20000 INCIDENTS=no
+up: $(VENV)/.ready ## the whole stack on this machine; MODE=auto|approve|observe GPUS=N PORTS=20000 INCIDENTS=no
 	@$(BIN)/python -m deploy.local up
 
 test: lint unit ## style, types and all tests; CI runs e2e-matrix too
