@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from remediator.store import Draft, Transaction
@@ -24,6 +24,8 @@ OFTEN_WITHIN = 3600.0
 _KEPT = 20
 # Within so many seconds what the log tells and what was seen otherwise is one event.
 _SAME_WITHIN = 15.0
+# A server that has no memory left ends so soon, if it does.
+_ENDS_WITHIN = 60.0
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,17 @@ def count(
         )
     )
     return not same
+
+
+def not_outlived(tx: Transaction, name: str, now: float) -> None:
+    """The process of `name` has ended: what its log told of just before, it did not outlive."""
+    known = events_of(tx, name)
+    changed = tuple(
+        replace(one, reason=ENDED) if one.reason == LOG and one.at > now - _ENDS_WITHIN else one
+        for one in known
+    )
+    if changed != known:
+        tx.set_meta(_key(name), json.dumps([asdict(one) for one in changed]))
 
 
 def _from_log(event: OutOfMemoryEvent) -> bool:

@@ -9,8 +9,8 @@ from typing import Any
 
 from remediator.engine.watchers import ServiceView
 from remediator.error_signatures import ErrorClass, classify
-from remediator.managers.base import ProcessIdentity, identity_from
-from remediator.oom_events import OutOfMemoryEvent, count
+from remediator.managers.base import ProcessIdentity, ProcessStatus, identity_from
+from remediator.oom_events import LOG, OutOfMemoryEvent, count, lately, not_outlived
 from remediator.signals.out_of_memory import last_failure
 from remediator.store import Step, Transaction
 from remediator.world import Service, World
@@ -50,6 +50,7 @@ class OutOfMemoryWatch:
         died = status.oom_killed is True and lives.counted != victim
         if died:
             lives = replace(lives, counted=victim)
+        self._not_outlived(name, status)
         if lives == kept:
             return
         with self._world.store.transaction() as tx:
@@ -59,6 +60,16 @@ class OutOfMemoryWatch:
                 why = f"the kernel killed {who} for memory ({status.detail})"
                 evidence = {"victim": victim, "manager": status.detail}
                 self._count(tx, name, "killed", why, evidence, ErrorClass("out_of_memory", "host"))
+
+    def _not_outlived(self, name: str, status: ProcessStatus) -> None:
+        if status.state not in ("exited", "failed"):
+            return
+        now = self._world.clock.now()
+        with self._world.store.reading() as tx:
+            told = any(one.reason == LOG for one in lately(tx, name, now))
+        if told:
+            with self._world.store.transaction() as tx:
+                not_outlived(tx, name, now)
 
     def _probe(self, name: str, view: ServiceView) -> None:
         """Once until it answers well again, however often it says so."""

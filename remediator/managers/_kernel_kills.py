@@ -8,8 +8,8 @@ the process's own cgroup is asked first, where it can be read; else the machine'
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from remediator.clock import Clock
@@ -18,15 +18,16 @@ from remediator.managers.base import ProcessIdentity
 PROCFS = Path("/proc")
 # The kernel counts before the process is gone, so a look in between must not become the baseline.
 _BASELINE_AGE = 10.0
+_CGROUPS = 3
 
 
 @dataclass(frozen=True)
 class _Counts:
-    """Kills for memory so far, by the machine and by one cgroup; None where it cannot be read."""
+    """Kills for memory so far, by the machine (None: not known) and by the cgroups that can be read."""
 
     at: float
     machine: int | None
-    cgroup: int | None
+    cgroups: Mapping[Path, int]
 
 
 class DeathWatch:
@@ -41,9 +42,10 @@ class DeathWatch:
         self._sigkilled = sigkilled
         self._lock = threading.Lock()
         self._watched: ProcessIdentity | None = None
-        self._events: Path | None = None
-        self._older: _Counts | None = None
-        self._newer: _Counts | None = None
+        # Newest first: a wrapper may move itself before it becomes the server, and a process that
+        # is just ending seems to be in the root.
+        self._events: tuple[Path, ...] = ()
+        self._older = self._newer = _Counts(0.0, None, {})
         self._verdict: bool | None = None
 
     def oom_killed(self, identity: ProcessIdentity | None) -> bool | None:
@@ -61,28 +63,35 @@ class DeathWatch:
 
     def _follow(self, identity: ProcessIdentity) -> None:
         events = _cgroup_events(self._procfs, identity.pid)
-        # A wrapper may put itself into another cgroup before it becomes the server.
-        if self._watched is None or events not in (None, self._events):
+        if self._watched is None:
             self._watched = identity
-            self._events = events
+            self._events = () if events is None else (events,)
             self._older = self._newer = self._counts()
-        elif self._newer and self._clock.monotonic() - self._newer.at >= _BASELINE_AGE:
+        elif events is not None and events not in self._events:
+            self._events = (events, *self._events)[:_CGROUPS]
+            known = self._counts().cgroups
+            self._older = replace(self._older, cgroups={**known, **self._older.cgroups})
+            self._newer = replace(self._newer, cgroups={**known, **self._newer.cgroups})
+        elif self._clock.monotonic() - self._newer.at >= _BASELINE_AGE:
             self._older, self._newer = self._newer, self._counts()
 
     def _judge(self, ended: ProcessIdentity) -> bool | None:
         sigkilled = self._sigkilled(ended)
         before, now = self._older, self._counts()
-        if not sigkilled or before is None:
+        if not sigkilled:
             return sigkilled
-        for was, found in ((before.cgroup, now.cgroup), (before.machine, now.machine)):
-            if was is not None and found is not None:
-                return found > was
-        return None
+        both = [path for path in now.cgroups if path in before.cgroups]
+        if both:
+            return any(now.cgroups[path] > before.cgroups[path] for path in both)
+        if before.machine is None or now.machine is None:
+            return None
+        return now.machine > before.machine
 
     def _counts(self) -> _Counts:
         machine = _count(self._procfs / "vmstat")
-        cgroup = None if self._events is None else _count(self._events)
-        return _Counts(self._clock.monotonic(), machine, cgroup)
+        found = {path: _count(path) for path in self._events}
+        cgroups = {path: count for path, count in found.items() if count is not None}
+        return _Counts(self._clock.monotonic(), machine, cgroups)
 
 
 def _count(path: Path) -> int | None:

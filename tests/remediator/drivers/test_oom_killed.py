@@ -82,6 +82,32 @@ def test_the_cgroup_of_the_process_has_the_word(kernel: Kernel) -> None:
     assert one.oom_killed(None) is True
 
 
+def test_a_process_that_moved_or_that_ends_just_now_is_judged_by_where_it_was(
+    kernel: Kernel,
+) -> None:
+    one = watch(kernel)
+    one.oom_killed(ONE)
+    kernel.in_cgroup(ONE.pid, 3)
+    assert one.oom_killed(ONE) is None
+    kernel.in_cgroup(ONE.pid, 4)
+    (kernel.procfs / str(ONE.pid) / "cgroup").write_text("0::/\n")
+    one.oom_killed(ONE)
+    assert one.oom_killed(None) is True
+
+
+def test_the_memory_controller_of_version_1_counts_too(kernel: Kernel) -> None:
+    folder = kernel.procfs.parent / "sys/fs/cgroup/memory/llm"
+    folder.mkdir(parents=True)
+    control = folder / "memory.oom_control"
+    control.write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 1\n")
+    (kernel.procfs / str(ONE.pid)).mkdir()
+    (kernel.procfs / str(ONE.pid) / "cgroup").write_text("9:cpu:/x\n8:memory:/llm\n0::/y\n")
+    one = watch(kernel)
+    one.oom_killed(ONE)
+    control.write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 2\n")
+    assert one.oom_killed(None) is True
+
+
 def test_a_cgroup_that_went_with_its_process_leaves_the_count_of_the_machine(
     kernel: Kernel,
 ) -> None:

@@ -269,6 +269,20 @@ def test_the_loop_ends_when_it_is_to_and_outlives_a_fault(make_bench: Make) -> N
     assert one.bench.counters.get("log_errors")[("vllm", "runtime")] == 0, "known, and none yet"
 
 
+@pytest.mark.parametrize("first", ["log", "end"])
+def test_what_its_process_does_not_outlive_is_known_for_that(watched: Watched, first: str) -> None:
+    """No user can make it write that and end."""
+    watched.prober.probe(watched.service)
+    watched.log.write("MemoryError")
+    if first == "log":
+        watched.look()
+    watched.bench.managers["vllm"].die()
+    watched.look()
+    watched.prober.probe(watched.service)
+    with watched.bench.store.reading() as tx:
+        assert [event.reason for event in events_of(tx, "vllm")] == ["ended"]
+
+
 def test_it_leads_to_an_alert_that_is_looked_into_and_refuted(watched: Watched) -> None:
     """The server works for others: the failure of one request restarts nothing."""
     bench = watched.bench

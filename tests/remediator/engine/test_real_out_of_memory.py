@@ -19,6 +19,7 @@ from remediator.config import Config
 from remediator.config.strict import build as from_raw
 from remediator.degraded import degraded_since
 from remediator.first_requests import answer_seconds, warm_up_seconds
+from remediator.oom_events import ENDED, events_of
 from remediator.store import Run, Store
 from tests.remediator.engine.conftest import poll
 from tests.remediator.engine.hungry_server import MODEL, TOO_MUCH
@@ -94,6 +95,11 @@ class Live:
     def known(self) -> Any:
         with self.store.reading() as tx:
             return tx.inventory.service("llm")
+
+    @property
+    def reasons(self) -> list[str]:
+        with self.store.reading() as tx:
+            return [event.reason for event in events_of(tx, "llm")]
 
     def ask(self, tokens: int) -> Any:
         body = {"model": MODEL, "prompt": "ping", "max_tokens": tokens}
@@ -189,7 +195,7 @@ def test_one_whose_own_allocation_fails_is_known_for_that_and_recovered(
     one = live(["limit", str(2**30)])
     with pytest.raises(urllib.error.HTTPError, match="500"):
         one.ask(TOO_MUCH)
-    poll(lambda: one.known().out_of_memory)
+    poll(lambda: one.reasons == [ENDED])
     one.fire()
     heard = retried(one)
     assert set(heard) <= {"ConnectionRefusedError"}
@@ -233,7 +239,7 @@ def test_one_that_keeps_at_it_is_started_with_less_load_and_then_holds(
     one = live(["limit", str(2**30)], degraded=["limit", str(2**30), "small"])
     with pytest.raises(urllib.error.HTTPError, match="500"):
         one.ask(TOO_MUCH)
-    poll(lambda: one.known().out_of_memory)
+    poll(lambda: one.reasons == [ENDED])
     one.fire()
     assert one.ended().state == "succeeded"
     with pytest.raises(urllib.error.HTTPError, match="400"):
