@@ -227,11 +227,11 @@ class NvmlDevice:
     def _fact(self, reading: str) -> Any:
         """Read what does not change, once; what fails is noted for another try."""
         if reading not in self._facts:
-            failures = len(self._reader.failures)
-            self._facts[reading] = self._reader.read(reading)
-            if len(self._reader.failures) > failures:
+            value = self._reader.read(reading)
+            if value is None and self._reader.supports(reading):
                 self._untold.add(reading)
-                del self._facts[reading]
+            else:
+                self._facts[reading] = value
         return self._facts.get(reading)
 
     def _energy(self, fields: Mapping[int, float], now: float) -> float | None:

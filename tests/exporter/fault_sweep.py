@@ -77,11 +77,6 @@ class Case:
         empty = self.for_good or self.answer in codes.EMPTY
         return empty and self.call.function.endswith("RunningProcesses")
 
-    @property
-    def leaves_out(self) -> bool:
-        """A fact about a card that was not to be had when it was opened, until it is opened again."""
-        return self.phase == "start" and self.call.opens and self.answer != HANG
-
 
 class Lane(threading.Thread):
     """Takes cases until none is left; faults in the middle share a service while it is well."""
@@ -213,7 +208,7 @@ class Lane(threading.Thread):
 
     def _await_truth(self, bench: FaultBench, case: Case) -> None:
         until(lambda: all(one.up for one in bench.views().values()), lambda: self._untrue(bench))
-        if case.leaves_out or case.for_good:
+        if case.for_good:
             try:
                 until(lambda: self._is_true(bench), "all is back", seconds=_GAP_SECONDS)
             except AssertionError:

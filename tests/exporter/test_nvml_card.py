@@ -51,6 +51,16 @@ def test_only_what_failed_is_read_again(nvml) -> None:
     assert {name for name, _ in nvml.calls} == {"nvmlDeviceGetName", "nvmlDeviceGetMaxClockInfo"}
 
 
+def test_what_there_is_no_data_of_yet_is_asked_for_again_and_is_no_error(nvml) -> None:
+    nvml.errors["nvmlDeviceGetVbiosVersion"] = 6
+    card = begun(nvml).cards[0]
+    opened = card.open()
+    assert (opened.complete, opened.errors, opened.device.info.vbios_version) == (False, (), "")
+    nvml.errors.clear()
+    assert card.open().complete
+    assert opened.device.info.vbios_version == "92.00"
+
+
 def test_a_registration_that_fails_is_made_again_and_one_that_cannot_be_is_not(nvml) -> None:
     nvml.errors["nvmlDeviceRegisterEvents", 0] = 999
     nvml.errors["nvmlDeviceRegisterEvents", 1] = 3
