@@ -17,7 +17,7 @@ AGAIN = test -n "$$CI" && echo "FAILED; in CI what failed is tried once more:" &
 # Which part of the whole a bounded sweep takes: the same each time, so that only a change can fail it.
 SEED ?= 1
 
-.PHONY: up test lint unit e2e e2e-matrix sweeps fault-sweep crash-sweep fuzz soak real-drivers real-images bench lock clean help
+.PHONY: up test lint unit e2e e2e-matrix sweeps fault-sweep crash-sweep fuzz soak real-drivers real-servers real-images bench lock clean help
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -66,6 +66,10 @@ soak: $(VENV)/.ready-dev ## the exporter under scrapes and faults for ten minute
 real-drivers: $(VENV)/.ready-dev ## the process managers on a real Podman, and systemd in SYSTEMD_TEST_ROOT; as root
 	REAL_DRIVERS=1 $(BIN)/python -m pytest tests/remediator/drivers tests/exporter/test_container_names.py \
 		tests/remediator/helper/test_systemd_real.py
+
+real-servers: $(VENV)/.ready-dev ## the service drivers on a real Ray Serve, vLLM and llama-server, where they are installed
+	REAL_SERVERS=1 $(BIN)/python -m pytest tests/remediator/drivers/test_ray_serve_real.py \
+		tests/remediator/drivers/test_vllm_real.py tests/remediator/drivers/test_llama_server_real.py
 
 real-images: $(VENV)/.ready-dev ## the images and the Compose stack on a real Podman; ten minutes, as root
 	REAL_IMAGES=$${REAL_IMAGES:-1} $(BIN)/python -m pytest tests/deploy/test_images_real.py

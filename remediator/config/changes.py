@@ -67,6 +67,11 @@ def _plain(value: Any) -> Any:
 def _walk(path: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
     if old == new:
         return
+    # A list of named things that was empty, or has become so.
+    old, new = (
+        {} if one == [] and isinstance(other, dict) else one
+        for one, other in ((old, new), (new, old))
+    )
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted({*old, *new}):
             yield from _walk(f"{path}.{key}" if path else key, old.get(key), new.get(key))

@@ -99,7 +99,7 @@ def test_another_mode_other_limits_and_windows_hold_at_once(
     assert set(changes) == {
         "limits.cooldown: 60.0 -> 120.0",
         "mode: observe -> auto",
-        "windows: none -> there",
+        "windows.now: none -> there",
     }
     with made.store.reading() as tx:
         assert tx.episodes.due(made.clock.now()), "what waits is decided anew"
