@@ -105,6 +105,18 @@ def test_it_stops_a_run_between_its_steps_and_undo_goes_on(make_bench: Make) -> 
     assert bench.written_watts[-1] == 400.0
 
 
+def test_a_configured_switch_whose_folder_is_gone_stops_everything(
+    make_bench: Make, tmp_path: Path
+) -> None:
+    bench = make_bench()
+    configure(bench, kill_switch_file=tmp_path / "run" / "KILL")
+    hot(bench).act()
+    assert bench.decisions == ["defer:kill_switch"]
+    (tmp_path / "run").mkdir()
+    bench.pass_time(30)
+    assert bench.run.state == "succeeded"
+
+
 @pytest.mark.parametrize(
     ("reason", "change"),
     [
