@@ -239,7 +239,7 @@ def test_the_difference_names_each_value(tmp_path: Path) -> None:
     assert between(old, old) == []
     assert between(old, new) == [
         f"gpus.inventory: {GPU} -> {GPU}, GPU-2",
-        "services: there -> none",
+        "services.ollama: there -> none",
     ]
 
 
