@@ -19,10 +19,10 @@ from tests.remediator.engine.conftest import poll
 from tests.remediator.engine.test_real_out_of_memory import Live
 
 pytestmark = pytest.mark.skipif(
-    not os.environ.get("REAL_DRIVERS")
+    not (os.environ.get("REAL_SERVERS") or os.environ.get("REAL_DRIVERS"))
     or SERVER is None
     or importlib.util.find_spec("gguf") is None,
-    reason="real llama-server NOT tested: needs `make real-drivers`, llama-server, PyPI's gguf",
+    reason="real llama-server NOT tested: needs `make real-servers`, llama-server, PyPI's gguf",
 )
 LIMIT = 600_000 * 1024
 TOO_LARGE, FITS = "2000000", "4096"

@@ -96,6 +96,24 @@ def test_check_config_says_what_a_server_cannot_do(cli: Cli, tmp_path: Path) -> 
     assert re.search(r"^  stop, start: +yes +by its manager \(process\)", of_ray, re.MULTILINE)
 
 
+def test_check_config_says_whether_a_servers_log_can_be_read(cli: Cli, tmp_path: Path) -> None:
+    nowhere = tmp_path / "no.sock"
+    managers: dict[str, Any] = {
+        "none": SERVICE["manager"],
+        "file": SERVICE["manager"] | {"log_file": str(tmp_path / "log")},
+        "engine": {"type": "docker", "container": "llm", "url": f"unix://{nowhere}"},
+    }
+    services = [{**SERVICE, "name": name, "manager": one} for name, one in managers.items()]
+    services.append({**SERVICE, "name": "off", "watch_log": False})
+    code, out, _ = cli("check-config", f"--config.file={write_config(tmp_path, services=services)}")
+    assert code == 0
+    said = [line.strip() for line in out.splitlines() if "its log" in line]
+    assert said[0] == "its log is not read: its manager keeps none"
+    assert said[1] == f"its log is read: {tmp_path / 'log'}"
+    assert said[2].startswith("note: its log (container llm) cannot be read: the engine at")
+    assert said[3] == "its log is not read: watch_log is false"
+
+
 def test_check_config_names_a_card_of_a_service_that_is_not_in_the_inventory(
     cli: Cli, tmp_path: Path
 ) -> None:
