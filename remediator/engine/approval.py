@@ -70,6 +70,7 @@ def approve(world: World, run_id: int, token: str, by: str) -> Refused | None:
         in_the_way = _make_way(tx, run)
         if in_the_way is not None:
             return in_the_way
+        _answer_others(tx, run, now)
         tx.approvals.use(run_id, by, now)
         tx.runs.set_state(run_id, "reserved", now)
         _audit(tx, run, "approved", by)
@@ -150,18 +151,34 @@ def _changed(world: World, run: Run, asked: Approval | None) -> str | None:
 
 def _ask_again(tx: Transaction, run: Run, changed: str, now: float) -> None:
     tx.runs.end(run.id, "refused", "plan_changed", changed, now)
+    said = f"the plan has changed since it was asked: {changed}"
+    _decide_anew(tx, run, "plan_changed", said, now)
+
+
+def _answer_others(tx: Transaction, run: Run, now: float) -> None:
+    """The same done to the same target is one question; what is left of the others is decided anew."""
+    for other in tx.runs.active():
+        same = (other.playbook, other.target) == (run.playbook, run.target)
+        if same and other.id != run.id and other.state == "awaiting_approval":
+            why = f"run {run.id} was approved, which does the same to {run.target.key}"
+            tx.runs.end(other.id, "refused", "duplicate", why, now)
+            _decide_anew(tx, other, "duplicate", why, now)
+
+
+def _decide_anew(tx: Transaction, run: Run, reason: str, why: str, now: float) -> None:
+    """Tell of the end of a question, and have its alert decided about again."""
     if run.episode_id is not None:
-        tx.episodes.decided(run.episode_id, "ended:refused:plan_changed", now)
+        tx.episodes.decided(run.episode_id, f"ended:refused:{reason}", now)
     tx.audit(
         Draft(
             "run_finished",
-            f"refused: the plan has changed since it was asked: {changed}",
-            severity="warning",
+            f"refused: {why}",
+            severity="warning" if reason == "plan_changed" else "info",
             run=run.id,
             episode=run.episode_id,
             alertname=run.trigger,
             target=run.target.key,
-            reason="plan_changed",
+            reason=reason,
         )
     )
 

@@ -10,7 +10,7 @@ from remediator.clock import boot_id
 from remediator.config.model import Mode
 from remediator.counters import Counters
 from remediator.engine.approval import basis_of, means_of
-from remediator.engine.gathering import Gathered, gather, opted_out, supersede
+from remediator.engine.gathering import Gathered, acted_already, gather, opted_out, supersede
 from remediator.engine.recording import record_decision
 from remediator.errors import NoEvidence
 from remediator.inventory import kind_of, resolve
@@ -266,9 +266,7 @@ class Evaluator:
         first = playbook.rungs[0] if playbook.rungs else None
         with self._world.store.reading() as tx:
             busy = tx.runs.holders((target,))
-            acted = episode.acted or any(
-                self._same_fault(other, episode) for other in tx.episodes.open_acted()
-            )
+            acted = acted_already(tx, self._playbooks, episode)
         mode: Mode = playbook.mode or self._world.config.mode
         return gather(
             self._world,
@@ -292,16 +290,6 @@ class Evaluator:
                 for run in tx.runs.holders((target,))
                 for step in tx.runs.steps(run.id)
             )
-
-    def _same_fault(self, other: Episode, episode: Episode) -> bool:
-        """Alerts of one playbook about one target are one fault.
-
-        Two jobs may scrape one card, and one fault may pass two thresholds.
-        """
-        answers = self._playbooks.for_alert
-        return answers(other.alertname) is answers(episode.alertname) and all(
-            other.labels.get(key) == episode.labels.get(key) for key in ("uuid", "llm_service")
-        )
 
     def _reserve(
         self, tx: Transaction, episode: Episode, considered: Considered

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from remediator.config import Config
 from remediator.config.model import Mode, Permission
 from remediator.engine.kill_switch import why_pulled
-from remediator.playbooks import PlannedStep, Playbook
+from remediator.playbooks import PlannedStep, Playbook, Playbooks
 from remediator.policy import breaker, gates
 from remediator.policy.windows import ANY_GPU
-from remediator.store import Draft, Run, Transaction
+from remediator.store import Draft, Episode, Run, Transaction
 from remediator.targets import Target
 from remediator.world import World
 
@@ -127,6 +127,24 @@ def gather(
         near=_near(world, target, steps),
     )
     return Gathered(given, trip, tuple(busy) if outweighed else ())
+
+
+def acted_already(tx: Transaction, playbooks: Playbooks, episode: Episode) -> bool:
+    """Whether something was done about this alert, or another open one of the same fault."""
+    return episode.acted or any(
+        _same_fault(playbooks, other, episode) for other in tx.episodes.open_acted()
+    )
+
+
+def _same_fault(playbooks: Playbooks, other: Episode, episode: Episode) -> bool:
+    """Alerts of one playbook about one target are one fault.
+
+    Two jobs may scrape one card, and one fault may pass two thresholds.
+    """
+    answers = playbooks.for_alert
+    return answers(other.alertname) is answers(episode.alertname) and all(
+        other.labels.get(key) == episode.labels.get(key) for key in ("uuid", "llm_service")
+    )
 
 
 def close_breaker(tx: Transaction) -> None:

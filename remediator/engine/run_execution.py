@@ -15,7 +15,7 @@ from remediator.actions.base import Harmless
 from remediator.clock import boot_id
 from remediator.counters import Counters
 from remediator.engine.approval import why_not_as_approved
-from remediator.engine.gathering import supersede
+from remediator.engine.gathering import acted_already, supersede
 from remediator.engine.run_journal import (
     NEEDS_HUMAN,
     RunEnded,
@@ -245,7 +245,8 @@ class RunExecution:
             if changes_the_world(step) and self._is_open(seq) and not self._underway(seq, step):
                 if self._old_news and self._turned_out_over(playbook, plan, seq):
                     return
-                may_act(*self._asked_now(playbook), self._run, step)
+                acted = self._acted_meanwhile(plan, seq) if step.rung == 0 else None
+                may_act(*self._asked_now(playbook), self._run, step, acted)
             try:
                 self._step(seq, step)
             except RunEnded as end:
@@ -274,11 +275,21 @@ class RunExecution:
 
     def _turned_out_over(self, playbook: Playbook, plan: tuple[PlannedStep, ...], seq: int) -> bool:
         """Look at the world anew before old news is acted on."""
-        changed = any(
+        return self._is_over(playbook, plan[seq].rung, changed=self._changed_before(plan, seq))
+
+    def _acted_meanwhile(self, plan: tuple[PlannedStep, ...], seq: int) -> bool | None:
+        """Whether another acted on the fault while a person was asked; None once this one has begun."""
+        if self._run.expires_at is None or self._changed_before(plan, seq):
+            return None
+        with self._world.store.reading() as tx:
+            episode = tx.episodes.get(self._run.episode_id or 0)
+            return episode is not None and acted_already(tx, self._playbooks, episode)
+
+    def _changed_before(self, plan: tuple[PlannedStep, ...], seq: int) -> bool:
+        return any(
             changes_the_world(earlier) and self._has_begun(number)
             for number, earlier in enumerate(plan[:seq])
         )
-        return self._is_over(playbook, plan[seq].rung, changed=changed)
 
     def _has_begun(self, seq: int) -> bool:
         journaled = self._journal.step(seq)

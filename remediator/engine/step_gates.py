@@ -16,14 +16,19 @@ from remediator.world import World
 _ONE_AT_A_TIME = threading.Lock()
 
 
-def may_act(world: World, playbook: Playbook, run: Run, step: PlannedStep) -> None:
+def may_act(
+    world: World, playbook: Playbook, run: Run, step: PlannedStep, acted: bool | None = None
+) -> None:
     """Ask the gates again before a step that changes the world: time has passed since.
+
+    `acted` is given where a run that a person let begin has changed nothing yet: whether another
+    has acted on the same fault meanwhile. It passes the gates of a start, too.
 
     Raises:
         RunEnded: one of them says no.
     """
     with _ONE_AT_A_TIME:
-        gathered, decision = ask(world, playbook, run, step)
+        gathered, decision = ask(world, playbook, run, step, acted)
         if decision is None:
             if step.action.destructive:
                 with world.store.transaction() as tx:
@@ -47,25 +52,26 @@ def may_act(world: World, playbook: Playbook, run: Run, step: PlannedStep) -> No
 
 
 def ask(
-    world: World, playbook: Playbook, run: Run, step: PlannedStep
+    world: World, playbook: Playbook, run: Run, step: PlannedStep, acted: bool | None = None
 ) -> tuple[Gathered, Decision | None]:
     """What the gates looked at, and which of them keeps the step back; writes nothing."""
     rung = playbook.rungs[step.rung]
+    begins = acted is not None
     gathered = gather(
         world,
         mode=playbook.mode or world.config.mode,
         playbook=playbook,
         target=run.target,
-        destructive=step.action.destructive,
+        destructive=step.action.destructive or (begins and rung.destructive),
         needs=rung.permissions,
         starts_at=run.created_at,
-        acted=False,
+        acted=bool(acted),
         busy=(),
         safe=rung.safe,
         asking=run.id,
         steps=(step,),
     )
-    return gathered, _said(gathered, run)
+    return gathered, _said(gathered, run, begins=begins)
 
 
 def may_follow(world: World, playbook: Playbook, run: Run, step: PlannedStep) -> None:
@@ -93,8 +99,9 @@ def may_follow(world: World, playbook: Playbook, run: Run, step: PlannedStep) ->
         raise RunEnded("cancelled", decision.reason, why, by_a_gate=True)
 
 
-def _said(gathered: Gathered, run: Run) -> Decision | None:
-    decision = gates.decide_step(gathered.given)
+def _said(gathered: Gathered, run: Run, *, begins: bool) -> Decision | None:
+    decide = gates.decide_late_start if begins else gates.decide_step
+    decision = decide(gathered.given)
     if decision is None and gathered.given.mode == "approve" and run.expires_at is None:
         sentence = f"{run.playbook} needs a person's approval now"
         return Decision("ask", "needs_approval", sentence)

@@ -86,6 +86,19 @@ def decide_step(given: GateInput) -> Decision | None:
     return None
 
 
+def decide_late_start(given: GateInput) -> Decision | None:
+    """The gates that a run must pass anew when it begins some time after it was decided on.
+
+    Those of a start but two: a person may take longer to answer than an alert is fresh, and the
+    run itself holds its target.
+    """
+    for gate in LATE_START_GATES:
+        decision = gate(given)
+        if decision is not None:
+            return decision
+    return None
+
+
 def _mode(given: GateInput) -> Decision | None:
     if given.mode != "off":
         return None
@@ -331,4 +344,8 @@ GATES: tuple[Gate, ...] = (
     _attempts,
     _rate,
     _breaker,
+)
+LATE_START_GATES: tuple[Gate, ...] = (
+    _observing,
+    *(gate for gate in GATES if gate not in (_freshness, _busy)),
 )
