@@ -7,9 +7,10 @@ run is put into the store by whoever can first write there again, before anythin
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -19,8 +20,10 @@ from remediator.alertmanager import Alert, Notification
 from remediator.clock import boot_id
 from remediator.engine.emergency_merge import Entry, Merge
 from remediator.engine.evaluator import Evaluator
+from remediator.engine.gathering import stopped_lately
 from remediator.engine.step_gates import ask
-from remediator.errors import RemediatorError, StorageError
+from remediator.errors import OutcomeUnknown, RemediatorError, StorageError
+from remediator.inventory import known_gpus
 from remediator.playbooks import PlannedStep, Playbook, from_journal
 from remediator.policy.breaker import why_too_many
 from remediator.store import Episode, Run, Transaction
@@ -33,6 +36,8 @@ Submit = Callable[[str, Callable[[], None]], None]
 # Alertmanager repeats what was not stored within seconds; silence means that it is over.
 _TOLD_FOR = 120.0
 _AGAIN_AFTER = 60.0
+# Of cards that are not ours any number may be named, and those that come later may be ours.
+_TOLD_AT_MOST = 256
 _PROBE = "ready_probe"
 
 
@@ -50,6 +55,7 @@ class EmergencyStop:
         self._lock = threading.Lock()
         self._told: dict[str, tuple[float, Episode]] = {}
         self._tried: dict[str, float] = {}
+        self._said = False
         world.store.take_over = self._take_over
 
     def _take_over(self, tx: Transaction, entries: Sequence[Entry], unreadable: int) -> None:
@@ -63,10 +69,32 @@ class EmergencyStop:
             if playbook is None or not playbook.safe:
                 continue
             with self._lock:
+                # The oldest stand first.
+                self._told.pop(alert.fingerprint, None)
                 if alert.status == "firing":
                     self._told[alert.fingerprint] = (now, _unstored(alert, self._world.clock.now()))
-                else:
-                    self._told.pop(alert.fingerprint, None)
+        self._make_room()
+
+    def _make_room(self) -> None:
+        """Drop the oldest of too many alerts; of a card of ours only where there are no others."""
+        with self._lock:
+            if len(self._told) <= _TOLD_AT_MOST:
+                return
+        ours: Collection[str] = ()
+        with contextlib.suppress(StorageError):
+            ours = known_gpus(self._world)
+        with self._lock:
+            cards = {key: one[1].labels.get("uuid") for key, one in self._told.items()}
+            drop = sorted(cards, key=lambda key: cards[key] in ours)
+            for key in drop[: max(0, len(drop) - _TOLD_AT_MOST)]:
+                del self._told[key]
+            said, self._said = self._said, True
+        if not said:
+            log.warning(
+                "the store fails, and more than %d alerts that it could not take in are to be "
+                "remembered: the oldest are dropped",
+                _TOLD_AT_MOST,
+            )
 
     def tick(self) -> None:
         """Stop what must be stopped, if the store still cannot be written."""
@@ -79,7 +107,7 @@ class EmergencyStop:
         except StorageError:
             self._without_store()
         else:
-            self._told, self._tried = {}, {}
+            self._told, self._tried, self._said = {}, {}, False
 
     def _without_store(self) -> None:
         with self._world.store.reading() as tx:
@@ -105,7 +133,7 @@ class EmergencyStop:
         if considered.decision.kind != "run" or considered.plan is None:
             return
         target = considered.target
-        if not self._may_try(target):
+        if not self._may_try(target, playbook.name):
             return
         began = self._began(target)
         if began is None:
@@ -136,7 +164,11 @@ class EmergencyStop:
             return
         finding = playbook.evidence.read(self._world, run.target)
         refusal = ask(self._world, playbook, run, left[0])[1]
-        if finding.state != "present" or refusal is not None or not self._may_try(run.target):
+        if (
+            finding.state != "present"
+            or refusal is not None
+            or not self._may_try(run.target, playbook.name)
+        ):
             return
         if self._began(run.target) is None:
             about = {"target": [run.target.kind, run.target.name], "playbook": run.playbook}
@@ -145,21 +177,29 @@ class EmergencyStop:
             )
         self._stop(run.target, plan, ended)
 
-    def _may_try(self, target: Target) -> bool:
+    def _may_try(self, target: Target, playbook: str) -> bool:
         """Not what is done already, not again at once, and not on too many cards."""
         now, limits = self._world.clock.monotonic(), self._world.config.limits
+        stopped = self._stopped_before(playbook)
         with self._lock:
             if now - self._tried.get(target.key, -_AGAIN_AFTER) < _AGAIN_AFTER:
                 return False
             journaled = self._world.store.emergency.of("began")
             # Several cards are looked at at once: who was let through may not be journaled yet.
-            began = {":".join(one["target"]) for one in journaled} | self._tried.keys()
+            began = {":".join(one["target"]) for one in journaled} | self._tried.keys() | stopped
             storm = why_too_many(began, target.key, limits)
             if storm is None:
                 self._tried[target.key] = now
                 return True
         log.critical("%s is not stopped while the store fails: %s", target.name, storm)
         return False
+
+    def _stopped_before(self, playbook: str) -> set[str]:
+        """What was stopped just before the store failed, where it can be read."""
+        try:
+            return stopped_lately(self._world, playbook)
+        except StorageError:
+            return set()
 
     def _began(self, target: Target) -> Mapping[str, Any] | None:
         wanted = [target.kind, target.name]
@@ -198,6 +238,8 @@ class EmergencyStop:
             intent = action.intend(context)
             self._journal("intended", **about, intent=dict(intent.data), sentence=intent.sentence)
             return action.carry_out(context, intent.data)
+        except OutcomeUnknown as error:
+            return Outcome("unknown", "outcome_unknown", str(error))
         except RemediatorError as error:
             return Outcome("failed", "error", f"{action.kind} failed: {error}")
 

@@ -22,6 +22,7 @@ class Merge:
         self._tx = tx
         self._now = now
         self._runs: dict[str, int] = {}
+        self._to_return: set[tuple[str, int]] = set()
 
     def all(self, entries: Sequence[Entry], unreadable: int) -> None:
         """Every entry, behind a record that tells of the outage."""
@@ -87,6 +88,8 @@ class Merge:
         self._audit("emergency_stop", what, entry, "critical")
 
     def _intended(self, entry: Entry) -> None:
+        if entry["intent"].get("was_to_return"):
+            self._to_return.add((entry["service"], entry["seq"]))
         run_id = self._run(entry)
         if run_id is not None and self._is_open(run_id, entry["seq"]):
             kind, name = entry["target"]
@@ -116,7 +119,10 @@ class Merge:
                 entry["time"],
             )
         record = tx.inventory.service(name)
-        if entry["state"] == "done" and (record.held_by is None or record.restarting):
+        # As where the store could be written: another's hold outlasts ours.
+        ours = record.held_by == HOLDER and (name, entry["seq"]) in self._to_return
+        free = record.held_by is None or record.restarting or ours
+        if entry["state"] == "done" and free:
             tx.inventory.hold(name, HOLDER, entry["because"], entry["time"])
         severity: Severity = "info" if entry["state"] == "done" else "warning"
         self._audit("step_finished", entry["sentence"], entry, severity)

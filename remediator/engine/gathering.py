@@ -129,6 +129,27 @@ def gather(
     return Gathered(given, trip, tuple(busy) if outweighed else ())
 
 
+def stopped_lately(world: World, playbook: str) -> set[str]:
+    """The keys of what `playbook` interrupted within the breaker's window, as the breaker counts.
+
+    Raises:
+        StorageError: the store cannot be read.
+    """
+    window = world.config.limits.breaker_window
+    with world.store.reading() as tx:
+        closed_after = int(tx.get_meta(BREAKER_CLOSED_AFTER) or 0)
+        runs = tx.runs.recent(world.ages.since(window, world.clock))
+    since = world.clock.now() - window
+    return {
+        run.target.key
+        for run in runs
+        if run.playbook == playbook
+        and run.destructive
+        and run.id > closed_after
+        and _past(world, run).created_at > since
+    }
+
+
 def acted_already(tx: Transaction, playbooks: Playbooks, episode: Episode) -> bool:
     """Whether something was done about this alert, or another open one of the same fault."""
     return episode.acted or any(
