@@ -18,7 +18,7 @@ from tests.e2e.scene import ROOM, card, models_are_known, run_of
 
 MODEL = "llama3.2:3b"
 LARGE = "meta-llama/Llama-3.1-8B-Instruct"
-REMEDY = ["settle", "check", "restart_service", "wait_ready", "load_models", "canary"]
+REMEDY = ["settle", "check", "lower_load", "restart_service", "wait_ready", "load_models", "canary"]
 
 
 def killed_under_supervisord_comes_back(watch: Watcher) -> None:

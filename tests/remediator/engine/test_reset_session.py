@@ -302,7 +302,7 @@ def test_memory_of_others_restarts_nobody_and_calls_a_person(make_bench: Make) -
     one.learn()
     one.others_hold(29)
     bench.fire(CRITICAL)
-    bench.pass_time(200)
+    bench.pass_time(120)
     assert bench.decisions == ["defer:not_ours"]
     assert bench.incident(CRITICAL) is None
     bench.pass_time(200)
