@@ -17,7 +17,7 @@ AGAIN = test -n "$$CI" && echo "FAILED; in CI what failed is tried once more:" &
 # Which part of the whole a bounded sweep takes: the same each time, so that only a change can fail it.
 SEED ?= 1
 
-.PHONY: up test lint unit e2e e2e-matrix sweeps fault-sweep crash-sweep fuzz soak real-drivers real-servers real-images bench lock clean help
+.PHONY: up test lint unit e2e e2e-matrix sweeps fault-sweep crash-sweep fuzz node-days soak real-drivers real-servers real-images bench lock clean help
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,12 +40,13 @@ e2e-matrix: $(VENV)/.ready-dev ## the same with the Prometheus and Alertmanager 
 	then set -x; export STACK_SUITE=sid; timeout --kill-after=60 $(MATRIX_SECONDS) $(PYTEST) tests/e2e || { $(AGAIN) tests/e2e; }; \
 	else echo "SKIPPED: the end-to-end tests on sid, which moves, and cannot be had now"; fi
 
-sweeps: $(VENV)/.ready-dev ## the four below, bounded: a minute or less each; SEED=N takes other cases; CI runs it
+sweeps: $(VENV)/.ready-dev ## those below, bounded: a minute or less each; SEED=N takes other cases; CI runs it
 	$(BIN)/python -m tests.exporter.fault_sweep --seconds 45 --seed $(SEED)
 	$(BIN)/python -m tests.exporter.soak --seconds 60 --seed $(SEED)
-	$(BIN)/python -m tests.remediator.crash_sweep --points 300
+	$(BIN)/python -m tests.remediator.crash_sweep --points 6
 	$(BIN)/python -m tests.remediator.schedules --count 1000 --seed $(SEED)
 	$(BIN)/python -m tests.remediator.fuzz_webhook --count 20000 --seed $(SEED)
+	$(BIN)/python -m tests.remediator.corpus.node_days --days 20 --seconds 40
 
 fault-sweep: $(VENV)/.ready-dev ## every NVML function with every error, or hung, at every time, on every card; an hour
 	$(BIN)/python -m tests.exporter.fault_sweep
@@ -60,6 +61,9 @@ fuzz: $(VENV)/.ready-dev ## a million payloads, 10,000 schedules of deliveries, 
 	SCHEMATHESIS_EXAMPLES=200 $(BIN)/python -m pytest tests/remediator/edge/test_schemathesis.py
 	HELPER_FUZZ=1000000 $(BIN)/python -m pytest tests/remediator/helper/test_protocol.py -k whatever
 
+node-days: $(VENV)/.ready-dev ## 2,000 days of healthy, busy services before the hang verdict: nothing may be restarted; 40 minutes
+	$(BIN)/python -m tests.remediator.corpus.node_days --days 2000
+
 soak: $(VENV)/.ready-dev ## the exporter under scrapes and faults for ten minutes: nothing of it may grow
 	$(BIN)/python -m tests.exporter.soak
 
@@ -69,7 +73,8 @@ real-drivers: $(VENV)/.ready-dev ## the process managers on a real Podman, and s
 
 real-servers: $(VENV)/.ready-dev ## the service drivers on a real Ray Serve, vLLM and llama-server, where they are installed
 	REAL_SERVERS=1 $(BIN)/python -m pytest tests/remediator/drivers/test_ray_serve_real.py \
-		tests/remediator/drivers/test_vllm_real.py tests/remediator/drivers/test_llama_server_real.py
+		tests/remediator/drivers/test_vllm_real.py tests/remediator/drivers/test_llama_server_real.py \
+		tests/remediator/drivers/test_llama_server_memory_real.py
 
 real-images: $(VENV)/.ready-dev ## the images and the Compose stack on a real Podman; ten minutes, as root
 	REAL_IMAGES=$${REAL_IMAGES:-1} $(BIN)/python -m pytest tests/deploy/test_images_real.py
