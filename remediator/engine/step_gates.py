@@ -34,8 +34,10 @@ def may_act(
                 with world.store.transaction() as tx:
                     tx.runs.mark_destructive(run.id)
             return
-    with world.store.transaction() as tx:
-        gathered.trip_breaker(tx)
+    if decision.reason == "breaker_open":
+        # Where another gate says no, nothing was about to be done that would count.
+        with world.store.transaction() as tx:
+            gathered.trip_breaker(tx)
     if decision.kind == "defer":
         # It is only kept back for a while.
         raise RunEnded("cancelled", decision.reason, decision.sentence, by_a_gate=True)

@@ -12,12 +12,14 @@ import pytest
 
 from remediator.config.windows import WindowConfig
 from remediator.engine import step_gates
+from remediator.engine.gathering import PAUSED
 from remediator.engine.kill_switch import why_pulled
 from remediator.engine.run_journal import RunEnded
 from remediator.playbooks import from_journal, load
 from remediator.run_ages import Ages
 from remediator.services import ServiceProbe
 from remediator.store import Run
+from remediator.targets import Target
 from tests.remediator.engine.bench import Bench
 from tests.remediator.engine.fakes import START
 
@@ -402,3 +404,40 @@ def test_runs_that_ask_at_the_same_moment_count_each_other(
     for thread in threads:
         thread.join()
     assert sorted(said) == ["rate_limit", "yes"]
+
+
+def test_a_pause_before_a_step_opens_no_breaker(make_bench: Make) -> None:
+    bench = make_bench(services=("a", "b"), limits={"breaker_targets": 1, "breaker_window": "1h"})
+    break_down(bench, "a")
+    bench.evaluate()
+    (run,) = bench.runs
+    with bench.store.transaction() as tx:
+        tx.set_meta(PAUSED, "a person")
+        other = tx.runs.create(
+            episode_id=None,
+            playbook="recover-hang",
+            weight=10,
+            trigger="x",
+            target=Target("service", "b"),
+            locks=(),
+            state="running",
+            plan=[],
+            now=bench.clock.now(),
+            expires_at=None,
+            boot_id="",
+        )
+        assert other is not None
+        tx.runs.mark_destructive(other.id)
+        tx.runs.end(other.id, "succeeded", "verified", "", bench.clock.now())
+    playbook = bench.playbooks.by_name[run.playbook]
+    step = next(one for one in from_journal(run.plan) if one.action.destructive)
+    with pytest.raises(RunEnded) as end:
+        step_gates.may_act(bench.world, playbook, run, step)
+    assert end.value.reason == "paused"
+    assert bench.events("breaker_opened") == []
+    with bench.store.transaction() as tx:
+        tx.set_meta(PAUSED, None)
+    with pytest.raises(RunEnded) as end:
+        step_gates.may_act(bench.world, playbook, run, step)
+    assert end.value.reason == "breaker_open"
+    assert len(bench.events("breaker_opened")) == 1
