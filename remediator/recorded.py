@@ -167,9 +167,22 @@ def _audited(
                 labels_of[episode],
                 _FOUND.get(decided, "unknown"),
                 raw["reason"],
-                raw["sentence"],
+                _evidence_of(raw),
             )
         )
+
+
+def _evidence_of(raw: Mapping[str, Any]) -> str:
+    """What was found, of the sentence of a decision: not what was decided, which is decided anew."""
+    sentence = str(raw["sentence"])
+    decided, found, rest = sentence.partition(f": {raw['reason']}: ")
+    if found and decided.startswith(str(raw["data"].get("playbook", ""))):
+        sentence = rest
+    return min((sentence.partition(mark)[0] for mark in _DECIDED), key=len)
+
+
+# What the evaluator says behind the evidence.
+_DECIDED = (". Observing only; would: ", ". A person has to approve it")
 
 
 # Decided before any evidence was read; these three come after it.

@@ -152,6 +152,30 @@ def test_an_audit_export_is_replayed_on_the_evidence_of_that_day(
     assert "assumed" not in out
 
 
+@pytest.mark.parametrize(
+    ("decision", "reason", "words", "after"),
+    [
+        ("run", "accepted", "acts", ""),
+        ("observe", "mode_observe", "only observes", ". Observing only; would: cap_power on x"),
+        ("ask", "needs_approval", "asks for approval", ". A person has to approve it"),
+    ],
+)
+def test_an_audit_export_is_replayed_without_repeating_what_was_decided(
+    cli: Cli, config: Path, decision: str, reason: str, words: str, after: str
+) -> None:
+    labels = {"alertname": "GPUTemperatureWarning", "uuid": GPU}
+    received = {"labels": labels, "starts_at": 1_795_000_000.0}
+    decided = {"decision": decision, "playbook": "throttle-gpu", "evidence": {}}
+    said = f"throttle-gpu {words}: {reason}: 88: too hot{after}"
+    lines = [
+        audit_record(2, "alert_received", data=received),
+        audit_record(3, "decision", reason=reason, data=decided, sentence=said),
+    ]
+    _, out, _ = played(cli, config, lines)
+    (line,) = [one for one in out.splitlines() if "too hot" in one]
+    assert line.endswith(f" gpu:{GPU}: throttle-gpu acts: accepted: 88: too hot")
+
+
 def test_what_amtool_prints_is_read() -> None:
     listed = {
         "labels": {"alertname": "GPUHang", "uuid": GPU},
