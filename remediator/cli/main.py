@@ -216,6 +216,11 @@ def _audit_arguments(parser: argparse.ArgumentParser) -> None:
         help="verify: a head that was seen elsewhere; of the mac its first digits are enough",
     )
     parser.add_argument(
+        "--without-anchor",
+        action="store_true",
+        help="verify: 0 also where no anchor proves the end of the chain",
+    )
+    parser.add_argument(
         "--without-segments",
         action="store_true",
         help="verify: only what is in the database, from the last checkpoint on",

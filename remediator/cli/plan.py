@@ -26,6 +26,8 @@ from remediator.store import Episode, Store
 from remediator.targets import NO_TARGET
 from remediator.world import World
 
+_NO_SUCH_NAME = ("not_in_inventory", "no_playbook")
+
 
 def plan(config: Config, arguments: argparse.Namespace) -> int:
     """Print the decision and the steps for each alert."""
@@ -41,6 +43,13 @@ def plan(config: Config, arguments: argparse.Namespace) -> int:
         for episode in _episodes(arguments, clock, host_instance(config)):
             considered = remediator.evaluator.consider(episode)
             _print(remediator, episode, considered)
+            unknown = considered.decision.reason in _NO_SUCH_NAME
+            if unknown and arguments.alert:
+                # Named by hand it is a slip; a delivery may well be about others.
+                if considered.decision.reason == "no_playbook":
+                    answered = ", ".join(sorted(remediator.playbooks.by_alert)) or "none"
+                    print(f"alerts with a playbook: {answered}")
+                return 1
     return 0
 
 

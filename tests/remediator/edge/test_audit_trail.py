@@ -519,6 +519,14 @@ def test_the_commands_ask_by_card_and_export_segments_too(
     assert "sentence 39" in out
     code, out, _ = cli("audit", "verify", config)
     assert (code, out.splitlines()[0].split(";")[0]) == (0, "41 records hold")
+    anchor = folder / "audit.anchor"
+    kept = anchor.read_bytes()
+    anchor.unlink()
+    code, out, _ = cli("audit", "verify", config)
+    assert (code, "its end is not proven" in out) == (1, True)
+    code, out, _ = cli("audit", "verify", "--without-anchor", config)
+    assert (code, "its end is not proven" in out) == (0, True)
+    anchor.write_bytes(kept)
     mac = verdict(folder).head
     assert cli("audit", "verify", f"--head=41:{mac[:12]}", config)[0] == 0
     code, out, _ = cli("audit", "verify", f"--head=41:{'0' * 12}", config)

@@ -45,12 +45,23 @@ def test_plan_marks_the_steps_that_allow_refuses(
 
 def test_plan_names_the_known_cards_and_services(cli: Cli, config: Path) -> None:
     flag = f"--config.file={config}"
-    _, out, _ = cli("plan", "--alert=GPUTemperatureWarning", "--uuid=GPU-2222", flag)
-    assert f"known GPUs: {GPU}" in out.splitlines()
-    _, out, _ = cli("plan", "--alert=LLMServiceDown", "--service=olama", flag)
-    assert "known services: ollama" in out.splitlines()
-    _, out, _ = cli("plan", "--alert=GPUTemperatureWarning", f"--uuid={GPU}", flag)
-    assert "known GPUs" not in out
+    code, out, _ = cli("plan", "--alert=GPUTemperatureWarning", "--uuid=GPU-2222", flag)
+    assert (code, f"known GPUs: {GPU}" in out.splitlines()) == (1, True)
+    code, out, _ = cli("plan", "--alert=LLMServiceDown", "--service=olama", flag)
+    assert (code, "known services: ollama" in out.splitlines()) == (1, True)
+    code, out, _ = cli("plan", "--alert=GPUTemperatureWarning", f"--uuid={GPU}", flag)
+    assert (code, "known GPUs" in out) == (0, False)
+
+
+def test_plan_of_an_alert_that_no_playbook_answers_names_those_that_one_does(
+    cli: Cli, config: Path
+) -> None:
+    code, out, _ = cli(
+        "plan", "--alert=LLMServiceDwn", "--service=ollama", f"--config.file={config}"
+    )
+    assert code == 1
+    (known,) = [line for line in out.splitlines() if line.startswith("alerts with a playbook: ")]
+    assert "LLMServiceDown" in known
 
 
 def test_plan_knows_the_cards_that_the_exporter_reports(
