@@ -224,7 +224,7 @@ def test_what_could_not_be_remembered_is_not_started_a_second_time(
         one.start(5)
     pid = int(str(eventually(lambda: ready.exists() and ready.read_text())))
     started.append(pid)
-    eventually(lambda: psutil.Process(pid).cmdline()[0] == "renamed")
+    eventually(lambda: psutil.Process(pid).cmdline()[:1] == ["renamed"])
     for _ in range(3):
         with pytest.raises(StorageError):
             one.start(5)
