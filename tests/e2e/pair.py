@@ -40,6 +40,9 @@ class Between(ThreadingHTTPServer):
                 body = self.rfile.read(int(self.headers["Content-Length"] or 0))
                 status, raw = answer(self.command, self.path, self.headers, body)
                 self.send_response(status)
+                if self.command == "GET":
+                    # Prometheus 3 scrapes no page that does not say what it is.
+                    self.send_header("Content-Type", "text/plain; version=0.0.4")
                 self.send_header("Content-Length", str(len(raw)))
                 self.end_headers()
                 # Alertmanager may have given up on a slow answer.
