@@ -14,6 +14,10 @@ MATRIX_SECONDS ?= 300
 # In CI, on a machine whose other guests nobody knows, what failed is tried once more, and that is said.
 AGAIN = test -n "$$CI" && echo "FAILED; in CI what failed is tried once more:" && $(PYTEST) --last-failed
 
+# Small sweeps, and the pair of everything: `make sweeps` runs them, so that `make test` is done within five minutes.
+SMALL_SWEEPS := tests/e2e/test_pair.py tests/remediator/edge/test_schedules.py tests/remediator/edge/test_schemathesis.py \
+	tests/remediator/engine/test_crash_sweep.py tests/remediator/engine/test_device_fault_storage.py \
+	tests/remediator/engine/test_storage_failures.py
 # Which part of the whole a bounded sweep takes: the same each time, so that only a change can fail it.
 SEED ?= 1
 
@@ -25,10 +29,10 @@ help: ## list the targets
 up: $(VENV)/.ready ## the whole stack on this machine; MODE=auto|approve|observe GPUS=N PORTS=20000 INCIDENTS=no
 	@$(BIN)/python -m deploy.local up
 
-test: lint unit ## style, types and all tests; CI runs e2e-matrix too
+test: lint unit ## style, types and all tests; CI runs e2e-matrix and sweeps too
 
-unit: $(VENV)/.ready-dev ## all tests, the end-to-end ones with the real Prometheus and Alertmanager too
-	$(PYTEST) || { $(AGAIN); }
+unit: $(VENV)/.ready-dev ## all tests but small sweeps, the end-to-end ones with the real Prometheus and Alertmanager too
+	$(PYTEST) $(addprefix --ignore=,$(SMALL_SWEEPS)) || { $(AGAIN); }
 
 e2e: $(VENV)/.ready-dev ## only the end-to-end tests
 	$(PYTEST) tests/e2e
@@ -41,6 +45,7 @@ e2e-matrix: $(VENV)/.ready-dev ## the same with the Prometheus and Alertmanager 
 	else echo "SKIPPED: the end-to-end tests on sid, which moves, and cannot be had now"; fi
 
 sweeps: $(VENV)/.ready-dev ## those below, bounded: a minute or less each; SEED=N takes other cases; CI runs it
+	$(PYTEST) $(SMALL_SWEEPS) || { $(AGAIN) $(SMALL_SWEEPS); }
 	$(BIN)/python -m tests.exporter.fault_sweep --seconds 45 --seed $(SEED)
 	$(BIN)/python -m tests.exporter.soak --seconds 60 --seed $(SEED)
 	$(BIN)/python -m tests.remediator.crash_sweep --points 6
