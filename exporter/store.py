@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 
-from exporter import state_file, xids
+from exporter import state_file
 from exporter.clock import Clock
+from exporter.complaints import Complaints
 from exporter.errors import StorageError
 from exporter.frames import (
     BackendFrame,
@@ -26,11 +26,12 @@ from exporter.frames import (
 from exporter.gpu_state import Deadlines, GpuState, HistoryPoint
 from exporter.inventory import Inventory
 from exporter.kernel_log import LogBatch
-from exporter.kernel_xids import HeardXid, KernelXids
+from exporter.kernel_xids import KernelXids
 from exporter.policy import Policy
 from exporter.readings import DeviceInfo, FaultReason
 from exporter.snapshot import BackendView, Snapshot, WorkerView
-from exporter.xid_ledger import XidCount, XidLedger
+from exporter.xid_ledger import XidLedger
+from exporter.xid_watch import XidWatch
 
 _log = logging.getLogger(__name__)
 # A new worker opens the driver first, which takes seconds without persistence mode.
@@ -54,10 +55,8 @@ class Store:
         self._policy = policy
         self._deadlines = deadlines
         self._inventory = inventory
-        self._xids = ledger
-        self._kernel_xids = kernel_xids
-        # Visible GPUs whose Xids nobody tells of: what was counted before is not the count.
-        self._unwatched: set[str] = set()
+        self._complaints = Complaints()
+        self._xids = XidWatch(ledger, kernel_xids, self._complaints)
         self._clock = clock
         self._backend = BackendView(backend)
         self._worker = WorkerView()
@@ -66,9 +65,7 @@ class Store:
         self._released = False
         self._last_devices: DevicesFrame | None = None
         self._enumeration_seconds: float | None = None
-        self._errors: Counter[tuple[str, str]] = Counter()
-        self._said: dict[str, str] = {}
-        self._logged: set[str] = set()
+        self._found = ""
 
     def apply(self, frame: Frame) -> None:
         """Take one frame; one about a GPU that is not known is dropped."""
@@ -101,30 +98,22 @@ class Store:
     def take_log(self, batch: LogBatch) -> None:
         """Take what was read of the kernel log."""
         with self._lock:
-            if self._kernel_xids is None:
-                return
-            if batch.lost:
-                self._errors["kernel_log", "overrun"] += batch.lost
-            time, now = self._clock.time(), self._clock.monotonic()
-            self._heard(self._kernel_xids.take(batch, time, now))
+            self._xids.take_log(batch, self._clock.time(), self._clock.monotonic())
 
     def log_unreadable(self, why: str) -> None:
         """Take that there is no kernel log: what the driver tells counts alone."""
         with self._lock:
-            if self._kernel_xids is not None:
-                self._kernel_xids.readable = False
-            _log.info("%s", why)
+            self._xids.log_unreadable(why)
 
     def count_error(self, collector: str, reason: str) -> None:
         """Count a failure that no frame tells of."""
         with self._lock:
-            self._errors[collector, reason] += 1
+            self._complaints.count(collector, reason)
 
     def take_logged(self) -> set[str]:
         """Return the uuids of the GPUs that the kernel log told of since the last call."""
         with self._lock:
-            logged, self._logged = self._logged, set()
-        return logged
+            return self._xids.take_logged() & self._gpus.keys()
 
     def snapshot(self) -> Snapshot:
         """Return the picture of this moment; what is too old is not in it."""
@@ -138,14 +127,14 @@ class Store:
                 saturation=self._policy.saturation,
                 worker=self._worker,
                 gpus=tuple(
-                    state.view(now, backend_up=up, xids=self._xids_of(state.info.uuid))
+                    state.view(now, backend_up=up, xids=self._xids.of(state.info.uuid, now))
                     for state in states
                 ),
                 visible=self._visible if up else None,
                 expected=self._inventory.expected_count(),
                 not_ready=self._not_ready(now),
                 durations=self._durations(),
-                errors=dict(self._errors),
+                errors=self._complaints.counts(),
             )
 
     def history(self, uuid: str, window: float) -> list[HistoryPoint] | None:
@@ -166,7 +155,7 @@ class Store:
     def close(self) -> None:
         """Write what must survive and is not written yet."""
         with self._lock:
-            self._save_xids(state_file.AT_EASE_SECONDS)
+            self._xids.save(state_file.AT_EASE_SECONDS)
 
     def _handlers(self) -> dict[type, Callable[..., None]]:
         return {
@@ -175,7 +164,7 @@ class Store:
             SampleFrame: self._take_sample,
             ProcessesFrame: self._take_processes,
             HealthFrame: self._take_health,
-            XidFrame: self._take_xid,
+            XidFrame: self._xids.take,
             FaultFrame: self._take_fault,
             HeartbeatFrame: self._take_heartbeat,
             LogFrame: lambda frame: _log.log(frame.level, "%s", frame.message),
@@ -195,14 +184,16 @@ class Store:
             frame.cuda_version or self._backend.cuda_version,
         )
         if not frame.up:
-            self._errors["enumeration", str(frame.reason)] += 1
+            self._complaints.count("enumeration", str(frame.reason))
             # Whether each card is well is not known: they are down, but without a fault.
             for info in self._inventory.missing(self._gpus):
                 self._gpus[info.uuid] = GpuState(info, self._policy, self._deadlines, now)
             for state in self._gpus.values():
                 state.backend_down()
             self._know_cards()
-        self._say("backend", f"backend {frame.backend}: {frame.message}" if frame.message else "")
+        self._complaints.say(
+            "backend", f"backend {frame.backend}: {frame.message}" if frame.message else ""
+        )
 
     def _take_devices(self, frame: DevicesFrame) -> None:
         now = self._clock.monotonic()
@@ -220,17 +211,15 @@ class Store:
         try:
             self._inventory.saw(devices)
         except StorageError as error:
-            self._errors["inventory", "storage"] += 1
-            self._say("inventory", str(error))
+            self._complaints.count("inventory", "storage")
+            self._complaints.say("inventory", str(error))
         for word in frame.errors:
-            self._errors["enumeration", word] += 1
+            self._complaints.count("enumeration", word)
         visible = {info.uuid for info in devices}
-        self._unwatched = visible - set(frame.watched)
-        for uuid in frame.watched:
-            self._xids.watch(uuid)
+        self._xids.told_by_driver(visible, frame.watched)
         found = f"{len(devices)} GPUs, driver {self._backend.driver_version or 'unknown'}"
-        if not frame.opening and found != self._said.get("devices"):
-            self._said["devices"] = found
+        if not frame.opening and found != self._found:
+            self._found = found
             _log.info("backend %s: %s", self._backend.name, found)
         self._expect_missing(frame, visible)
         self._know_cards()
@@ -262,15 +251,15 @@ class Store:
 
     def _missing(self, info: DeviceInfo, reason: FaultReason, message: str) -> None:
         self._await(info).vanished(reason, message)
-        self._say(info.uuid, f"GPU {info.uuid}: {reason}: {message}")
+        self._complaints.say(info.uuid, f"GPU {info.uuid}: {reason}: {message}")
 
     def _take_sample(self, frame: SampleFrame) -> None:
         state = self._gpus.get(frame.uuid)
         if state is not None:
             state.take_sample(frame)
             for error in frame.errors:
-                self._errors["sample", error] += 1
-            self._say(frame.uuid, "")
+                self._complaints.count("sample", error)
+            self._complaints.say(frame.uuid, "")
 
     def _take_processes(self, frame: ProcessesFrame) -> None:
         state = self._gpus.get(frame.uuid)
@@ -282,71 +271,27 @@ class Store:
         if state is not None:
             state.take_health(frame)
             for error in frame.errors:
-                self._errors["health", error] += 1
+                self._complaints.count("health", error)
 
     def _take_fault(self, frame: FaultFrame) -> None:
-        self._errors[frame.collector, frame.error] += 1
+        self._complaints.count(frame.collector, frame.error)
         state = self._gpus.get(frame.uuid)
         if state is not None:
             state.take_fault(frame)
         subject = f"GPU {frame.uuid}" if frame.uuid else "the driver"
-        self._say(frame.uuid, f"{subject}: {frame.collector}: {frame.error}: {frame.message}")
-
-    def _take_xid(self, frame: XidFrame) -> None:
-        if self._xids.saw(frame.uuid, frame.xid, frame.time):
-            _tell(f"GPU {frame.uuid}", frame.xid)
+        self._complaints.say(
+            frame.uuid, f"{subject}: {frame.collector}: {frame.error}: {frame.message}"
+        )
 
     def _know_cards(self) -> None:
-        if self._kernel_xids is None:
-            return
         visible = {one.uuid for one in self._last_devices.devices} if self._last_devices else set()
-        # The last one has the address: a card that is there, not the one that it replaced.
-        infos = sorted(
-            (state.info for state in self._gpus.values()), key=lambda one: one.uuid in visible
-        )
-        self._heard(self._kernel_xids.know(infos))
-
-    def _heard(self, found: Iterable[HeardXid]) -> None:
-        for one in found:
-            if not one.uuid:
-                self._errors["kernel_log", "unknown_card"] += 1
-            elif one.uuid in self._gpus:
-                self._logged.add(one.uuid)
-            if one.is_news:
-                place = "{:04x}:{:02x}:{:02x}".format(*one.address)
-                _tell(f"GPU {one.uuid or f'at {place}, which the driver has not shown'}", one.xid)
-
-    def _xids_of(self, uuid: str) -> tuple[XidCount, ...] | None:
-        log = self._kernel_xids
-        if log is not None and log.is_awaited(self._clock.monotonic()):
-            # A count that lines of before are still missing in would grow as if they were new.
-            return None
-        watched = uuid not in self._unwatched or (log is not None and log.watches(uuid))
-        return self._xids.of(uuid) if watched else None
-
-    def _save_xids(self, patience: float = state_file.PATIENCE_SECONDS) -> None:
-        try:
-            self._xids.save(patience)
-        except StorageError as error:
-            self._errors["xids", "storage"] += 1
-            self._say("xids", str(error))
+        self._xids.know([state.info for state in self._gpus.values()], visible)
 
     def _take_heartbeat(self, _: HeartbeatFrame) -> None:
         # Not with each Xid: they come in storms.
-        self._save_xids()
+        self._xids.save()
         if self._last_devices is not None and self._inventory.was_reset():
             self._take_devices(self._last_devices)
-
-    def _say(self, subject: str, message: str) -> None:
-        """Log what is new about a subject, once; an empty message says that it is well again."""
-        before = self._said.get(subject, "")
-        if message == before:
-            return
-        self._said[subject] = message
-        if message:
-            _log.warning("%s", message)
-        else:
-            _log.info("%s is well again", subject)
 
     def _not_ready(self, now: float) -> str:
         if self._released:
@@ -369,12 +314,6 @@ class Store:
         if self._enumeration_seconds is not None:
             durations["enumeration"] = self._enumeration_seconds
         return durations
-
-
-def _tell(card: str, xid: int) -> None:
-    row = xids.table().get(xid)
-    meaning = "" if row is None else f": {row.meaning}: {row.action}"
-    _log.warning("%s: Xid %d%s", card, xid, meaning)
 
 
 def _order(state: GpuState) -> tuple[bool, int, str]:

@@ -167,7 +167,7 @@ def test_lines_of_unknown_cards_do_not_fill_memory(host) -> None:
     for number in range(80):
         for _ in range(80):
             host.logs(79, address=(1, number, 0))
-    parked = host.store._kernel_xids._parked
+    parked = host.store._xids._kernel_log._parked
     assert len(parked) == 64
     assert sum(len(lines) for lines in parked.values()) == 64 * 64
 

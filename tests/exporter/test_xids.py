@@ -172,7 +172,7 @@ def test_a_storm_of_the_same_xid_is_logged_once_a_minute(monkeypatch) -> None:
     lines: list[str] = []
     # In-process command tests configure logging for good: this does not depend on it.
     monkeypatch.setattr(
-        logging.getLogger("exporter.store"),
+        logging.getLogger("exporter.xid_watch"),
         "warning",
         lambda text, *args: lines.append(text % args),
     )
