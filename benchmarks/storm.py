@@ -33,8 +33,8 @@ from tests.remediator.edge.support import (
     alert,
     body,
     command,
-    eventually,
 )
+from tests.waiting import poll
 
 _CONNECTIONS = 16
 _LATENCY_GOAL = 0.250
@@ -155,11 +155,11 @@ class Incidents(threading.Thread):
         hot = alert(uuid=GPU, starts=started, key="f" * 16)
         began = time.monotonic()
         assert self._server.post(body(hot)).status == 202
-        eventually(lambda: card.limit_watts < 400, "the card is capped", 60)
+        poll(lambda: card.limit_watts < 400, "the card is capped", 60)
         self.to_cap.append(time.monotonic() - began)
         card.gpu["temperature"] = _COOL
         began = time.monotonic()
-        eventually(lambda: card.limit_watts == 400, "the cap is undone", 60)
+        poll(lambda: card.limit_watts == 400, "the cap is undone", 60)
         self.to_restore.append(time.monotonic() - began)
         ended = datetime.now(UTC).isoformat()
         over = alert(status="resolved", uuid=GPU, starts=started, ends=ended, key="f" * 16)

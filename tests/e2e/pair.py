@@ -24,7 +24,8 @@ from deploy.local import binaries
 from deploy.local.ports import HOST, Ports
 from deploy.local.relocation import relocated
 from deploy.local.supervisor import REPOSITORY
-from tests.remediator.edge.support import GPU, eventually
+from tests.remediator.edge.support import GPU
+from tests.waiting import poll
 
 Answer = tuple[int, bytes]
 
@@ -211,7 +212,7 @@ def alertmanagers(folder: Path, receiver: str, token: Path) -> Iterator[tuple[st
             ]
             stack.enter_context(started(command, folder / f"am{index}.log", how.directory))
         addresses = (f"{HOST}:{web[0]}", f"{HOST}:{web[1]}")
-        eventually(lambda: all(map(_has_settled, addresses)), "the cluster is whole")
+        poll(lambda: all(map(_has_settled, addresses)), "the cluster is whole")
         yield addresses
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from tests.e2e import pair
-from tests.remediator.edge.support import GPU, ExporterStandIn, RealServer, eventually
+from tests.remediator.edge.support import GPU, ExporterStandIn, RealServer
+from tests.waiting import poll
 
 SKEW_SECONDS = 40.0
 # Longer than a peer waits for the other: both deliver the same notification.
@@ -85,17 +86,15 @@ def test_one_fault_told_by_two_skewed_prometheus_and_two_alertmanagers_is_acted_
             stack.enter_context(pair.prometheus(running.folder, name, page.address, targets))
             for name, targets in (("a", running.cluster), ("b", [one.address for one in ahead]))
         ]
-        eventually(lambda: all(pair.is_under_way(one, 2) for one in replicas), "both are at work")
+        poll(lambda: all(pair.is_under_way(one, 2) for one in replicas), "both are at work")
         both = {"http://am0.invalid", "http://am1.invalid"}
-        eventually(lambda: receiver.senders("Watchdog"), "Prometheus and Alertmanager work", 60)
+        poll(lambda: receiver.senders("Watchdog"), "Prometheus and Alertmanager work", 60)
         card.gpu["temperature"] = HOT
-        eventually(lambda: receiver.senders(NAME) == both, "both deliver it", 60)
-        eventually(lambda: card.limit_watts < 400, "the card is capped", 60)
-        eventually(
-            lambda: len(receiver.starts(NAME)) > 1 or heartbeats(running) > 3, "more of it", 60
-        )
+        poll(lambda: receiver.senders(NAME) == both, "both deliver it", 60)
+        poll(lambda: card.limit_watts < 400, "the card is capped", 60)
+        poll(lambda: len(receiver.starts(NAME)) > 1 or heartbeats(running) > 3, "more of it", 60)
         card.gpu["temperature"] = COOL
-        eventually(lambda: card.limit_watts == 400, "the cap is undone", 60)
+        poll(lambda: card.limit_watts == 400, "the cap is undone", 60)
     assert len(running.records("run_reserved")) == 1
     episodes = running.server.rows("SELECT number FROM episodes WHERE alertname = ?", NAME)
     assert episodes == [(1,)]
@@ -120,16 +119,14 @@ def test_what_they_could_not_deliver_is_found_and_what_is_silenced_is_not(runnin
     pair.call(running.cluster[0], "POST", "/api/v2/silences", silence)
     # A peer that has not heard of a silence yet shows what the other hides: both must know.
     for one in running.cluster:
-        eventually(
-            lambda one=one: pair.call(one, "GET", "/api/v2/silences"), "the silence is shared"
-        )
+        poll(lambda one=one: pair.call(one, "GET", "/api/v2/silences"), "the silence is shared")
     for uuid, remediate in ((GPU, "true"), ("GPU-silenced", "true"), ("GPU-manual", "false")):
         labels = {"alertname": NAME, "uuid": uuid, "remediate": remediate}
         for one in running.cluster:
             pair.call(one, "POST", "/api/v2/alerts", [{"labels": labels}])
     running.card.gpu["temperature"] = HOT
-    eventually(lambda: running.records("alert_received"), "it is found")
-    eventually(lambda: running.card.limit_watts < 400, "and acted on")
+    poll(lambda: running.records("alert_received"), "it is found")
+    poll(lambda: running.card.limit_watts < 400, "and acted on")
     found = running.server.rows("SELECT json_extract(labels, '$.uuid') FROM episodes")
     assert found == [(GPU,)]
     assert [source for _, _, source in running.records("alert_received")] == ["reconciled"]
@@ -137,6 +134,6 @@ def test_what_they_could_not_deliver_is_found_and_what_is_silenced_is_not(runnin
     assert "remediator_reconcile_alerts_taken_total 1.0" in text
     assert "\nremediator_last_delivery_timestamp_seconds " not in text
     running.receiver.refusing = False
-    eventually(lambda: running.receiver.senders(NAME), "it is delivered in the end")
-    eventually(lambda: heartbeats(running) > 0, "which is a heartbeat")
+    poll(lambda: running.receiver.senders(NAME), "it is delivered in the end")
+    poll(lambda: heartbeats(running) > 0, "which is a heartbeat")
     assert len(running.records("run_reserved")) == 1

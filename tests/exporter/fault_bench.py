@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 from exporter.config import Config, Intervals
@@ -21,7 +20,9 @@ from tests.nvml_standin import Driver
 
 # A word of `gpu_exporter_collect_errors_total` that only one function answers with: no real code is so high.
 FIRST_CODE = 1000
-SHORT = Limits(silence=4, stuck=3, grace=0.5, backoff=0.1, backoff_limit=0.5)
+SHORT = Limits(
+    silence=4, stuck=3, grace=0.5, backoff=0.1, backoff_limit=0.5, handover_limit=2, calm=1
+)
 _environment = threading.Lock()
 
 
@@ -83,17 +84,6 @@ class FaultBench:
         for (_, word), count in self.service.store.snapshot().errors.items():
             counted[word] = counted.get(word, 0) + count
         return counted
-
-
-def until(
-    condition: Callable[[], object], what: str | Callable[[], object], seconds: float = 30.0
-) -> None:
-    """Poll until it holds; fail with `what` (or what that returns) when it never does."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        said = what() if callable(what) else what
-        assert time.monotonic() < deadline, f"never came true: {said}"
-        time.sleep(0.03)
 
 
 def _complete(view: GpuView, *, watched: bool) -> bool:

@@ -29,8 +29,9 @@ from pathlib import Path
 
 from exporter.backends import _nvml_errors as codes
 from exporter.snapshot import GpuView
-from tests.exporter.fault_bench import FaultBench, until
+from tests.exporter.fault_bench import FaultBench
 from tests.exporter.nvml_calls import NOT_INJECTABLE, SUMMED_ENERGY, Called, called
+from tests.waiting import poll
 
 GPUS = 3
 HANG = 0
@@ -138,7 +139,7 @@ class Lane(threading.Thread):
         bench = self._bench()
         try:
             bench.service.start()
-            until(lambda: bench.well(*range(GPUS)), "all cards are read")
+            poll(lambda: bench.well(*range(GPUS)), "all cards are read")
             _inject(bench, case)
         finally:
             _stop(bench, keep_fault=True)
@@ -147,7 +148,7 @@ class Lane(threading.Thread):
         if self._shared is None:
             self._shared = self._bench()
             self._shared.service.start()
-            until(lambda: self._shared.well(*range(GPUS)), "all cards are read")
+            poll(lambda: self._shared.well(*range(GPUS)), "all cards are read")
             self._truth = self._shared.views()
         return self._shared
 
@@ -171,15 +172,15 @@ class Lane(threading.Thread):
             assert not stale, f"cards {stale} are not read"
             return _shown(bench, case)
 
-        until(lambda: shown() or time.monotonic() >= settled, f"{case} shows")
+        poll(lambda: shown() or time.monotonic() >= settled, f"{case} shows")
         if case.answer == HANG:
-            until(shown, "a call that hangs is a timeout")
+            poll(shown, "a call that hangs is a timeout")
         for _ in range(3):
             self._judge(bench, case)
             time.sleep(0.05)
         if not case.blinds_all:
             watched = case.card is not None or not case.call.of_events
-            until(
+            poll(
                 lambda: bench.well(*others, watched=watched), f"cards {sorted(others)} are read on"
             )
 
@@ -207,14 +208,14 @@ class Lane(threading.Thread):
         return lies
 
     def _await_truth(self, bench: FaultBench, case: Case) -> None:
-        until(lambda: all(one.up for one in bench.views().values()), lambda: self._untrue(bench))
+        poll(lambda: all(one.up for one in bench.views().values()), lambda: self._untrue(bench))
         if case.for_good:
             try:
-                until(lambda: self._is_true(bench), "all is back", seconds=_GAP_SECONDS)
+                poll(lambda: self._is_true(bench), "all is back", seconds=_GAP_SECONDS)
             except AssertionError:
                 self.gaps.append(str(case))
             return
-        until(lambda: self._is_true(bench), lambda: self._untrue(bench))
+        poll(lambda: self._is_true(bench), lambda: self._untrue(bench))
 
     def _is_true(self, bench: FaultBench) -> bool:
         if not bench.well(*range(GPUS)):
@@ -290,7 +291,7 @@ def _stop(bench: FaultBench, *, keep_fault: bool = False) -> None:
     bench.driver.clear()
     assert took < _STOP_SECONDS, f"stopping took {took:.1f} s"
     if worker is not None:
-        until(lambda: _ended(worker.pid), f"worker {worker.pid} ends when its call comes back")
+        poll(lambda: _ended(worker.pid), f"worker {worker.pid} ends when its call comes back")
 
 
 def _ended(pid: int) -> bool:

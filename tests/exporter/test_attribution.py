@@ -21,8 +21,8 @@ from exporter.readings import ProcessUse
 from exporter.service import Service, ServiceOptions
 from exporter.worker import WorkerOptions
 from tests.exporter.fakes import FakeClock
-from tests.exporter.test_kernel_log import until
 from tests.nvml_standin import Driver, DriverProcess
+from tests.waiting import poll
 
 ID = "3f1d6cba" * 8
 POD = "b6a16766-05ee-446a-8ee5-ff96a817f47c"
@@ -282,7 +282,7 @@ def test_what_a_worker_is_told_reaches_it(proc) -> None:
     assert (told.procfs, told.container_socket) == (str(proc), "/s")
     process(proc, 7, "ollama", "0::/system.slice/ollama.service\n")
     name_processes = worker._namer(replace(told, container_socket=""), None, SystemClock())
-    until(lambda: name_processes([ProcessUse(7)]) == [ProcessUse(7, "ollama", "ollama.service")])
+    poll(lambda: name_processes([ProcessUse(7)]) == [ProcessUse(7, "ollama", "ollama.service")])
 
 
 def test_a_worker_without_a_socket_carries_no_http_client() -> None:

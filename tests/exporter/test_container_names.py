@@ -9,8 +9,7 @@ import socket
 import subprocess
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,16 +19,10 @@ from exporter.clock import SystemClock
 from exporter.container_engine import EngineError, name_of
 from exporter.container_names import ContainerNames, short
 from tests.exporter.fakes import FakeClock
+from tests.waiting import poll
 
 ID = "3f1d6cba" * 8
 BUSYBOX = Path("/bin/busybox")
-
-
-def until(true: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 class Engine:
@@ -151,19 +144,19 @@ def test_until_a_name_is_known_the_id_stands_for_it_and_nobody_waits() -> None:
     ask.hold.clear()
     assert [names.of(ID) for _ in range(5)] == [short(ID)] * 5
     ask.hold.set()
-    until(lambda: names.of(ID) == "vllm")
+    poll(lambda: names.of(ID) == "vllm")
     assert (ask.count, said) == (1, [])
 
 
 def test_a_name_is_asked_for_again_after_a_while_and_kept_meanwhile() -> None:
     ask, clock = Asked(), FakeClock()
     names = ContainerNames(Path("/engine"), clock, print, ask)
-    until(lambda: names.of(ID) == "vllm")
+    poll(lambda: names.of(ID) == "vllm")
     ask.names[ID] = "renamed"
     clock.now += 599
     assert (names.of(ID), ask.count) == ("vllm", 1)
     clock.now += 2
-    until(lambda: names.of(ID) == "renamed")
+    poll(lambda: names.of(ID) == "renamed")
     assert ask.count == 2
 
 
@@ -172,7 +165,7 @@ def test_a_container_without_a_name_is_not_asked_for_all_the_time() -> None:
     names = ContainerNames(Path("/engine"), clock, print, ask)
     other = "0" * 64
     names.of(other)
-    until(lambda: ask.count == 1 and other in names._known)
+    poll(lambda: ask.count == 1 and other in names._known)
     assert [names.of(other) for _ in range(3)] == [short(other)] * 3
     assert ask.count == 1
 
@@ -182,18 +175,18 @@ def test_an_engine_that_fails_is_left_alone_for_a_minute_and_said_once() -> None
     names = ContainerNames(Path("/engine"), clock, said.append, ask)
     ask.error = EngineError("/engine gives no answer: refused")
     names.of(ID)
-    until(lambda: said)
+    poll(lambda: said)
     for _ in range(3):
         names.of(ID)
     assert ask.count == 1
     clock.now += 61
     names.of(ID)
-    until(lambda: ask.count == 2 and not names._waiting)
+    poll(lambda: ask.count == 2 and not names._waiting)
     assert said == ["names of containers: /engine gives no answer: refused"]
     ask.error = None
     clock.now += 61
     names.of(ID)
-    until(lambda: names.of(ID) == "vllm")
+    poll(lambda: names.of(ID) == "vllm")
     assert said[1:] == ["names of containers: /engine answers again"]
 
 
@@ -203,7 +196,7 @@ def test_many_containers_do_not_fill_memory(monkeypatch) -> None:
     names = ContainerNames(Path("/engine"), clock, print, ask)
     for number in range(20):
         names.of(f"{number:064x}")
-        until(lambda: not names._waiting)
+        poll(lambda: not names._waiting)
     assert (ask.count, len(names._known)) == (20, 4)
     ask.hold.clear()
     for number in range(20, 40):
@@ -231,7 +224,7 @@ def test_a_process_in_a_real_podman_container_gets_its_name() -> None:
             [*podman.argv, "system", "service", "--time=0", f"unix://{path}"], env=podman.env
         )
         try:
-            until(path.exists)
+            poll(path.exists)
             podman("run", "-d", "--name=llm-server", "--network=none", "llm:1", "sleep", "600")
             shown = subprocess.run(
                 [*podman.argv, "inspect", "--format={{.State.Pid}} {{.Id}}", "llm-server"],
@@ -249,7 +242,7 @@ def test_a_process_in_a_real_podman_container_gets_its_name() -> None:
             def found() -> ProcessUse:
                 return one.name([ProcessUse(int(pid))])[0]
 
-            until(lambda: found().container_name == "llm-server")
+            poll(lambda: found().container_name == "llm-server")
             assert found().container_id == container
             podman("rm", "--force", "--time=0", "llm-server")
             assert found() == ProcessUse(int(pid))

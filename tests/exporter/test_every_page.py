@@ -36,9 +36,10 @@ from exporter.readings import BackendReason, FaultReason
 from tests.exporter import golden
 from tests.exporter.fake_smi import FakeSmi
 from tests.exporter.fakes import Bench, FakeClock, SimulatorServer
-from tests.exporter.fault_bench import FaultBench, until
+from tests.exporter.fault_bench import FaultBench
 from tests.exporter.test_jetson_backend import TREES, Board
 from tests.exporter.test_page import full, rendered
+from tests.waiting import poll
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 OWN = re.compile(r"(gpu|host)_")
@@ -80,7 +81,7 @@ def of_the_driver(folder: Path) -> Iterator[tuple[str, tuple[str, str]]]:
     driver = bench.driver
     bench.service.start()
     try:
-        until(lambda: bench.well(*range(5)), "all cards are read")
+        poll(lambda: bench.well(*range(5)), "all cards are read")
         yield "nvml, all well", page_of(bench)
         driver.xid(4, 79)
         driver.lose(0)
@@ -92,19 +93,19 @@ def of_the_driver(folder: Path) -> Iterator[tuple[str, tuple[str, str]]]:
         def seen() -> dict[int, str]:
             return {index: str(bench.views()[index].fault) for index in faults}
 
-        until(lambda: seen() == faults, seen)
-        until(lambda: bench.well(4), "the other card is read")
+        poll(lambda: seen() == faults, seen)
+        poll(lambda: bench.well(4), "the other card is read")
         yield "nvml, a card with each fault", page_of(bench)
         driver.clear()
-        until(lambda: bench.well(*range(5)), "all cards are back")
+        poll(lambda: bench.well(*range(5)), "all cards are back")
         bench.service.release.ask(30)
-        until(lambda: bench.views()[0].fault is FaultReason.RELEASED, "released")
+        poll(lambda: bench.views()[0].fault is FaultReason.RELEASED, "released")
         yield "nvml, released", page_of(bench)
         bench.service.release.take_back()
-        until(lambda: bench.well(*range(5)), "all cards are back")
+        poll(lambda: bench.well(*range(5)), "all cards are back")
         driver.fail("nvmlDeviceGetPowerUsage", error=9)
         driver.unload()
-        until(lambda: bench.service.store.snapshot().backend.up is False, "the driver is gone")
+        poll(lambda: bench.service.store.snapshot().backend.up is False, "the driver is gone")
         yield "nvml, no driver", page_of(bench)
     finally:
         bench.stop()

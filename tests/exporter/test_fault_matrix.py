@@ -14,8 +14,9 @@ from collections.abc import Iterable
 import pytest
 
 from exporter.readings import FaultReason
-from tests.exporter.fault_bench import FIRST_CODE, FaultBench, until
+from tests.exporter.fault_bench import FIRST_CODE, FaultBench
 from tests.exporter.nvml_calls import NOT_INJECTABLE, Called, called
+from tests.waiting import poll
 
 LANES = 8
 # The first only leaves out the utilisation of processes, whose list is what can fail; the others let go of
@@ -72,21 +73,21 @@ def test_each_reading_may_hang_or_fail_on_one_card(functions, benches) -> None:
     bench = benches(len(readings) + len(well))
     driver = bench.driver
     bench.service.start()
-    until(lambda: bench.well(*sick, *well), "all cards are read")
+    poll(lambda: bench.well(*sick, *well), "all cards are read")
 
     for card, function in zip(sick, readings, strict=True):
         driver.hang(function, gpu=card)
     driver.hang("nvmlEventSetWait")
-    until(
+    poll(
         lambda: bench.timed_out(*sick),
         lambda: [readings[card] for card in sick if not bench.timed_out(card)],
     )
-    until(lambda: bench.well(*well), "the others are fresh beside so many hung calls")
+    poll(lambda: bench.well(*well), "the others are fresh beside so many hung calls")
     page = bench.service.page.render()[0].decode()
     assert page.count('reason="timeout"') >= len(readings)
-    until(lambda: bench.service.store.snapshot().worker.running_seconds > 1, "a call is going on")
+    poll(lambda: bench.service.store.snapshot().worker.running_seconds > 1, "a call is going on")
     driver.clear()
-    until(lambda: bench.well(*sick, *well), "all cards are back when the calls come back")
+    poll(lambda: bench.well(*sick, *well), "all cards are back when the calls come back")
     assert bench.service.store.snapshot().worker.restarts == 0
 
     def uncounted() -> list[str]:
@@ -97,11 +98,11 @@ def test_each_reading_may_hang_or_fail_on_one_card(functions, benches) -> None:
     codes = {function: f"nvml_{FIRST_CODE + card}" for card, function in enumerate(readings)}
     for card, function in zip(sick, readings, strict=True):
         driver.fail(function, gpu=card, error=FIRST_CODE + card)
-    until(lambda: not uncounted(), uncounted)
+    poll(lambda: not uncounted(), uncounted)
     assert bench.well(*well)
-    until(lambda: all(bench.views()[card].up for card in sick), "one error takes no card down")
+    poll(lambda: all(bench.views()[card].up for card in sick), "one error takes no card down")
     driver.clear()
-    until(lambda: bench.well(*sick, *well), "every reading is back")
+    poll(lambda: bench.well(*sick, *well), "every reading is back")
 
 
 def test_each_call_that_opens_the_driver_may_hang_or_fail(functions, benches) -> None:
@@ -141,19 +142,19 @@ class Lane(threading.Thread):
         self._bench.stop()
 
     def _await_well(self, what: str) -> None:
-        until(lambda: self._bench.well(0, 1, 2), what)
+        poll(lambda: self._bench.well(0, 1, 2), what)
 
     def _hang(self, one: Called) -> None:
         self._bench.driver.hang(one.function, gpu=0 if one.device else None)
         self._bench.driver.lose(1)
         if one.blinds:
-            until(lambda: self._bench.timed_out(0), "what is not read is a timeout")
+            poll(lambda: self._bench.timed_out(0), "what is not read is a timeout")
             self._bench.driver.clear()
             return
         others = (2,) if one.device else (0, 2)
-        until(lambda: self._seen_beside(one, others), "it is seen")
+        poll(lambda: self._seen_beside(one, others), "it is seen")
         shown = time.monotonic()
-        until(lambda: self._read_since(shown, others), "the others are read while it hangs")
+        poll(lambda: self._read_since(shown, others), "the others are read while it hangs")
         self._bench.driver.clear()
 
     def _seen_beside(self, one: Called, others: tuple[int, ...]) -> bool:
@@ -172,7 +173,7 @@ class Lane(threading.Thread):
         opened = self._opened()
         self._bench.driver.fail(one.function, gpu=0 if one.device else None, error=code)
         self._bench.driver.lose(1)
-        until(lambda: self._shown(one, code, opened), "it is shown")
+        poll(lambda: self._shown(one, code, opened), "it is shown")
         self._bench.driver.clear()
 
     def _shown(self, one: Called, code: int, opened: int) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,15 +15,9 @@ from hypothesis import strategies as st
 from exporter.clock import SystemClock
 from exporter.kernel_log import KernelLog, LogBatch, LoggedXid, pci_address
 from tests.exporter.fakes import FakeClock
+from tests.waiting import poll
 
 CARD = (0, 0x17, 0)
-
-
-def until(true: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 class Sink:
@@ -88,7 +81,7 @@ def follow(tmp_path: Path) -> Iterator[Callable[..., tuple[Sink, KernelLog]]]:
 
 def read_all(follow, *records: bytes | Exception) -> list[tuple[tuple[int, int, int], int]]:
     sink, _ = follow(Kmsg(*records))
-    until(lambda: sink.caught_up)
+    poll(lambda: sink.caught_up)
     return [(one.address, one.xid) for one in sink.xids]
 
 
@@ -208,13 +201,13 @@ def test_lines_of_before_have_the_time_of_the_kernel_and_those_that_come_have_no
         record("NVRM: Xid (PCI:0000:17:00): 31, x", 2, 1_000_500_000),
     ]
     sink, _ = follow(kmsg, clock)
-    until(lambda: sink.caught_up)
+    poll(lambda: sink.caught_up)
     booted = clock.time() - clock.monotonic()
     first, second = sink.xids
     assert (first.time, second.time) == (booted + 900, booted + 1000)
     assert sink.batches[0] == LogBatch((first, second), 2, 0, history=True, caught_up=True)
     kmsg.records.append(record("NVRM: Xid (PCI:0000:17:00): 31, x", 3, 900_000_000))
-    until(lambda: len(sink.xids) == 3)
+    poll(lambda: len(sink.xids) == 3)
     assert sink.xids[2].time >= booted + 1000
     assert sink.batches[1].history is False
 
@@ -224,7 +217,7 @@ def test_what_the_kernel_overwrote_is_counted_and_reading_goes_on(follow) -> Non
     sink, _ = follow(
         Kmsg(record("x", 5), lost, lost, record("NVRM: Xid (PCI:0000:17:00): 79, x", 90))
     )
-    until(lambda: sink.caught_up)
+    poll(lambda: sink.caught_up)
     assert (sum(one.lost for one in sink.batches), sink.batches[-1].sequence) == (2, 90)
     assert [one.xid for one in sink.xids] == [79]
 
@@ -232,14 +225,14 @@ def test_what_the_kernel_overwrote_is_counted_and_reading_goes_on(follow) -> Non
 def test_a_storm_is_read_in_turns_and_delivered_whole(follow) -> None:
     storm = [record("NVRM: Xid (PCI:0000:17:00): 31, x", number) for number in range(5000)]
     sink, _ = follow(Kmsg(*storm), FakeClock())
-    until(lambda: sink.caught_up)
+    poll(lambda: sink.caught_up)
     assert [one.sequence for one in sink.xids] == list(range(5000))
     assert max(len(one.xids) for one in sink.batches) <= 2000
 
 
 def test_an_error_of_the_log_ends_reading_and_is_said_once(follow) -> None:
     sink, _ = follow(Kmsg(record("x"), OSError(errno.EIO, "Input/output error")))
-    until(lambda: sink.unreadable)
+    poll(lambda: sink.unreadable)
     (why,) = sink.unreadable
     assert "Input/output error" in why
 
@@ -247,7 +240,7 @@ def test_an_error_of_the_log_ends_reading_and_is_said_once(follow) -> None:
 @pytest.mark.parametrize("error", [errno.EPERM, errno.EACCES])
 def test_without_the_privilege_it_is_said_what_gives_it(follow, error) -> None:
     sink, _ = follow(Kmsg(PermissionError(error, "Operation not permitted")))
-    until(lambda: sink.unreadable)
+    poll(lambda: sink.unreadable)
     assert "CAP_SYSLOG" in sink.unreadable[0]
     assert "kernel-log.conf" in sink.unreadable[0]
 
@@ -256,7 +249,7 @@ def test_no_log_at_all_is_said(tmp_path) -> None:
     sink = Sink()
     log = KernelLog(tmp_path / "nothing", sink, SystemClock())
     log.start()
-    until(lambda: sink.unreadable)
+    poll(lambda: sink.unreadable)
     log.stop()
     assert "No such file" in sink.unreadable[0]
 
@@ -266,13 +259,13 @@ def test_a_pipe_is_read_in_any_pieces_and_also_when_its_writer_comes_and_goes(tm
     os.mkfifo(path)
     log = KernelLog(path, sink, SystemClock())
     log.start()
-    until(lambda: sink.caught_up)
+    poll(lambda: sink.caught_up)
     text = b"".join(record(f"NVRM: Xid (PCI:0000:17:00): {xid}, x", xid) for xid in (31, 79))
     for pieces in ((text[:30], text[30:]), (text,)):
         with path.open("wb", buffering=0) as writer:
             for piece in pieces:
                 writer.write(piece)
-    until(lambda: len(sink.xids) == 4)
+    poll(lambda: len(sink.xids) == 4)
     log.stop()
     assert [one.xid for one in sink.xids] == [31, 79, 31, 79]
 
@@ -281,7 +274,7 @@ def test_a_file_without_line_ends_does_not_fill_memory(follow) -> None:
     sink, log = follow(
         Kmsg(*[b"x" * 10_000] * 50, b"\n", record("NVRM: Xid (PCI:0000:17:00): 79, x"))
     )
-    until(lambda: sink.caught_up)
+    poll(lambda: sink.caught_up)
     assert [one.xid for one in sink.xids] == [79]
     assert len(log._rest) <= 1 << 14
 
@@ -349,7 +342,7 @@ def test_the_log_of_this_machine() -> None:
     sink = Sink()
     log = KernelLog(path, sink, SystemClock())
     log.start()
-    until(lambda: sink.caught_up or sink.unreadable)
+    poll(lambda: sink.caught_up or sink.unreadable)
     log.stop()
     assert sink.unreadable == []
     assert sink.batches[-1].sequence is not None

@@ -26,8 +26,8 @@ from exporter.service import Service, ServiceOptions
 from exporter.store import Store
 from exporter.xid_ledger import FILE_NAME, LogPosition, XidLedger
 from tests.exporter.fakes import Bench, info
-from tests.exporter.test_kernel_log import until
 from tests.nvml_standin import Driver
+from tests.waiting import poll
 
 # As in fakes.info: GPU-0 is 00000000:00:00.0, GPU-1 00000000:01:00.0.
 CARD = (0, 0, 0)
@@ -420,15 +420,15 @@ def test_the_whole_exporter_counts_each_line_once_also_when_it_is_killed(start, 
         return next((row for row in page.splitlines() if row.startswith(series)), "")[len(series) :]
 
     happens()
-    until(lambda: counted(first, 1) == "1.0")
+    poll(lambda: counted(first, 1) == "1.0")
     assert counted(first, 0) == "0.0"
     state = tmp_path / "state" / FILE_NAME
-    until(lambda: state.exists() and '"79"' in state.read_text())
+    poll(lambda: state.exists() and '"79"' in state.read_text())
     # As after a kill: nobody told the first one that it is over.
     second = start()
-    until(lambda: counted(second, 1) == "1.0")
+    poll(lambda: counted(second, 1) == "1.0")
     happens()
-    until(lambda: counted(second, 1) == "2.0")
+    poll(lambda: counted(second, 1) == "2.0")
 
 
 def test_after_an_xid_of_the_log_alone_the_health_of_this_card_is_read_at_once(
@@ -447,5 +447,5 @@ def test_after_an_xid_of_the_log_alone_the_health_of_this_card_is_read_at_once(
     bus = service.store.snapshot().gpus[1].info.pci_bus_id.lower()[4:].rpartition(".")[0]
     with (tmp_path / "kmsg").open("a") as log:
         log.write(f"3,1,{time.monotonic_ns() // 1000},-;NVRM: Xid (PCI:{bus}): 79, GPU lost\n")
-    until(lambda: actions()[1] == "reset")
+    poll(lambda: actions()[1] == "reset")
     assert actions()[0] == "none"

@@ -19,7 +19,8 @@ from exporter.readings import BackendReason, FaultReason
 from exporter.roster import Roster
 from exporter.sampling import ENUMERATION, Collector
 from tests.exporter.fakes import FakeDevice, FakeEvents, info
-from tests.exporter.fault_bench import FIRST_CODE, FaultBench, until
+from tests.exporter.fault_bench import FIRST_CODE, FaultBench
+from tests.waiting import poll
 
 FAST = Schedule(
     sample=0.02, processes=60, health=60, check=0.05, retry=0.05, retry_limit=0.1, opening=0.3
@@ -302,14 +303,14 @@ def test_what_could_not_be_read_of_a_card_comes_later_and_is_counted(bench) -> N
     for function in ("nvmlDeviceGetName", "nvmlDeviceRegisterEvents"):
         bench.driver.fail(function, gpu=0, error=FIRST_CODE)
     bench.service.start()
-    until(lambda: bench.well(1, 2) and bench.views()[0].up, "all are read")
-    until(lambda: bench.errors().get(f"nvml_{FIRST_CODE}", 0) >= 4, "both are counted, again too")
+    poll(lambda: bench.well(1, 2) and bench.views()[0].up, "all are read")
+    poll(lambda: bench.errors().get(f"nvml_{FIRST_CODE}", 0) >= 4, "both are counted, again too")
     assert bench.views()[0].info.name == ""
     assert bench.views()[0].xids is None
     bench.driver.clear()
-    until(lambda: bench.well(0, 1, 2), "what was missing is there")
+    poll(lambda: bench.well(0, 1, 2), "what was missing is there")
     bench.driver.xid(0, 48)
-    until(lambda: any(one.xid == 48 and one.count for one in bench.views()[0].xids or ()), "an Xid")
+    poll(lambda: any(one.xid == 48 and one.count for one in bench.views()[0].xids or ()), "an Xid")
 
 
 @pytest.mark.parametrize("function", ["nvmlShutdown", "nvmlEventSetFree"])
@@ -317,7 +318,7 @@ def test_a_hang_in_letting_go_of_the_driver_ends_the_parent_all_the_same(
     bench, caplog, function
 ) -> None:
     bench.service.start()
-    until(lambda: bench.well(0, 1, 2), "all are read")
+    poll(lambda: bench.well(0, 1, 2), "all are read")
     worker = bench.service._supervisor._worker
     bench.driver.hang(function)
     started = time.monotonic()
@@ -328,7 +329,7 @@ def test_a_hang_in_letting_go_of_the_driver_ends_the_parent_all_the_same(
     os.kill(worker.pid, 0)
     bench.driver.clear()
     # It was forgotten: nobody else waits for it.
-    until(
+    poll(
         lambda: os.waitpid(worker.pid, os.WNOHANG)[0] == worker.pid,
         "it ends when its call comes back",
     )

@@ -10,7 +10,8 @@ import pytest
 
 from simulator.driver_directory import DriverDirectory, parse_writes
 from tests.nvml_standin import build
-from tests.simulator.support import CARD, SmallWorld, eventually
+from tests.simulator.support import CARD, SmallWorld
+from tests.waiting import poll
 
 SET_LIMIT = """
 import pynvml, sys
@@ -168,9 +169,9 @@ def test_the_command_keeps_the_directory_fresh(tmp_path: Path) -> None:
         [*command, "--driver-dir", str(directory)], stdout=subprocess.DEVNULL
     )
     try:
-        eventually((directory / "state").exists)
+        poll((directory / "state").exists)
         first = (directory / "state").stat().st_mtime_ns
-        eventually(lambda: (directory / "state").stat().st_mtime_ns > first)
+        poll(lambda: (directory / "state").stat().st_mtime_ns > first)
     finally:
         process.terminate()
         assert process.wait(20) == 0

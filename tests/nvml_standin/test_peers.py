@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.nvml_standin import Driver, DriverProcess
-from tests.simulator.support import eventually
+from tests.waiting import poll
 
 needs_peer = pytest.mark.skipif(
     find_spec("nvitop_exporter") is None,
@@ -75,7 +75,7 @@ def test_nvitop_exporter_serves_the_cards(driver: Driver) -> None:
         text=True,
     )
     try:
-        page = eventually(page_with_readings(port), seconds=60)
+        page = poll(page_with_readings(port), seconds=60)
         assert re.search(r'^gpu_temperature\S*\{.*index="0".*\} 84\.0$', page, re.MULTILINE), page
     finally:
         process.terminate()

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.nvml_standin import Driver, DriverProcess, StandinError, build
-from tests.simulator.support import eventually
+from tests.waiting import poll
 
 PREAMBLE = """
 import json, sys, time
@@ -373,7 +373,7 @@ def test_a_hung_call_blocks_one_thread_until_it_is_cleared(
     assert process.stdout is not None
     assert json.loads(process.stdout.readline()) == [52_000, 45]
     if uninterruptible:
-        eventually(lambda: "D" in thread_states(process.pid))
+        poll(lambda: "D" in thread_states(process.pid))
     assert process.poll() is None
     driver.clear()
     output, _ = process.communicate(timeout=20)
@@ -390,13 +390,13 @@ def test_a_process_with_an_uninterruptible_call_leaves_nothing_behind(driver: Dr
     process = start(driver, "print('calling', flush=True); nvmlDeviceGetPowerUsage(card())")
     assert process.stdout is not None
     assert process.stdout.readline() == "calling\n"
-    eventually(lambda: "D" in thread_states(process.pid))
+    poll(lambda: "D" in thread_states(process.pid))
     (child,) = map(
         int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     )
     process.kill()
     process.communicate(timeout=20)
-    eventually(lambda: not Path(f"/proc/{child}").exists())
+    poll(lambda: not Path(f"/proc/{child}").exists())
 
 
 def test_a_power_limit_takes_effect_across_processes_and_is_logged(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
-import time
 import urllib.error
 import urllib.request
 from datetime import UTC, datetime, timedelta
@@ -14,6 +13,7 @@ import pytest
 
 from deploy.local.relocation import relocated
 from tests.rules import shipped
+from tests.waiting import poll
 
 REMEDIATOR = "gpu-remediator"
 ON_CALL = "on-call"
@@ -137,18 +137,11 @@ def alertmanager(binaries, tmp_path_factory):
             stderr=subprocess.STDOUT,
         )
     try:
-        wait_for(lambda: get(f"http://{address}/-/ready") is not None, folder / "log")
+        poll(lambda: get(f"http://{address}/-/ready") is not None, (folder / "log").read_text)
         yield f"http://{address}"
     finally:
         process.terminate()
         process.wait(timeout=20)
-
-
-def wait_for(condition, log=None, seconds=20.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, log.read_text() if log else "it never came true"
-        time.sleep(0.05)
 
 
 def get(url):
@@ -212,12 +205,12 @@ def test_an_incident_that_was_handed_to_a_person_is_not_paged_twice(alertmanager
         },
     ]
     post_alerts(alertmanager, {**failed, **hot}, {**failed, **down}, {**failed, **full})
-    wait_for(lambda: muted(alertmanager) == [])
+    poll(lambda: muted(alertmanager) == [])
     post_alerts(alertmanager, *twice, *other)
-    wait_for(lambda: muted(alertmanager))
+    poll(lambda: muted(alertmanager))
 
     def by_text(labels):
         return sorted(str(sorted(one.items())) for one in labels)
 
-    wait_for(lambda: muted(alertmanager) is not None)
+    poll(lambda: muted(alertmanager) is not None)
     assert by_text(muted(alertmanager)) == by_text(twice)

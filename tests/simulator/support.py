@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection
 from threading import Thread
@@ -111,14 +110,3 @@ def call(
         return response.status, json.loads(text)
     except ValueError:
         return response.status, text
-
-
-def eventually(condition: Callable[[], Any], seconds: float = 15) -> Any:
-    """Wait until a condition holds and return what it returned."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        value = condition()
-        if value:
-            return value
-        time.sleep(0.02)
-    raise AssertionError(f"never came true within {seconds} s: {condition}")

@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.simulator.support import CARD, GIB, call, eventually
+from tests.simulator.support import CARD, GIB, call
+from tests.waiting import poll
 
 MODEL = "llama3.2:3b"
 
@@ -89,10 +90,10 @@ def test_memory_and_load_show_on_the_card_and_vanish_with_the_process(
     gpus = start_gpus(start)
     ollama = start_ollama(start, gpus.url)
     ollama.call("POST", "/api/generate", {"model": MODEL})
-    eventually(lambda: card(gpus)["memory_used_bytes"] == 8 * GIB)
+    poll(lambda: card(gpus)["memory_used_bytes"] == 8 * GIB)
     assert [one["pid"] for one in card(gpus)["processes"]] == [ollama.process.pid]
     ollama.end(signal.SIGKILL)
-    eventually(lambda: card(gpus)["memory_used_bytes"] == 0)
+    poll(lambda: card(gpus)["memory_used_bytes"] == 0)
 
 
 def test_load_makes_tokens_and_heat_and_ends_when_its_time_is_up(
@@ -109,8 +110,8 @@ def test_load_makes_tokens_and_heat_and_ends_when_its_time_is_up(
         )
     )
     thread.start()
-    eventually(lambda: card(gpus)["utilization_ratio"] == 1.0)
-    eventually(lambda: card(gpus)["temperature_celsius"] > 40)
+    poll(lambda: card(gpus)["utilization_ratio"] == 1.0)
+    poll(lambda: card(gpus)["temperature_celsius"] > 40)
     thread.join()
     found = re.fullmatch(r"load ended: (\d+) answered, 0 failed, (\d+) tokens\n", done[0].stdout)
     assert found, done[0]
@@ -139,17 +140,17 @@ def test_a_leak_to_39_gib_is_the_services_and_goes_with_it(start: Callable[..., 
     gpus = start_gpus(start)
     ollama = start_ollama(start, gpus.url)
     ollama.call("POST", "/api/generate", {"model": MODEL})
-    eventually(lambda: card(gpus)["memory_used_bytes"] == 8 * GIB)
+    poll(lambda: card(gpus)["memory_used_bytes"] == 8 * GIB)
     gpus.call("POST", "/api/v1/faults", {"fault": "leak", "gpu": CARD, "to_bytes": 39 * GIB})
     (process,) = card(gpus)["processes"]
     assert (process["pid"], process["memory_bytes"]) == (ollama.process.pid, 39 * GIB)
     ollama.call("POST", "/api/generate", {"model": MODEL, "keep_alive": 0})
-    eventually(lambda: card(gpus)["memory_used_bytes"] == 31 * GIB)
+    poll(lambda: card(gpus)["memory_used_bytes"] == 31 * GIB)
     ollama.end()
     again = start_ollama(start, gpus.url)
-    eventually(lambda: card(gpus)["memory_used_bytes"] == 0)
+    poll(lambda: card(gpus)["memory_used_bytes"] == 0)
     again.call("POST", "/api/generate", {"model": MODEL})
-    eventually(lambda: card(gpus)["memory_used_bytes"] == 8 * GIB)
+    poll(lambda: card(gpus)["memory_used_bytes"] == 8 * GIB)
 
 
 @pytest.mark.parametrize("size", [37, 39])
@@ -159,7 +160,7 @@ def test_a_model_nearly_as_big_as_the_card_is_loaded(
     gpus = start_gpus(start)
     ollama = start_ollama(start, gpus.url, "--model", f"big={size}GiB")
     ollama.call("POST", "/api/generate", {"model": "big"})
-    eventually(lambda: card(gpus)["memory_used_bytes"] == size * GIB)
+    poll(lambda: card(gpus)["memory_used_bytes"] == size * GIB)
     (loaded,) = ollama.call("GET", "/api/ps")[1]["models"]
     assert loaded["size_vram"] == loaded["size"] == size * GIB
 
@@ -167,16 +168,16 @@ def test_a_model_nearly_as_big_as_the_card_is_loaded(
 def test_heat_of_a_service_ends_with_its_restart(start: Callable[..., Command]) -> None:
     gpus = start_gpus(start, "--time-scale", "200")
     ollama = start_ollama(start, gpus.url)
-    eventually(lambda: ollama.call("POST", "/api/generate", {"model": MODEL})[0] == 200)
-    eventually(lambda: card(gpus)["processes"])
+    poll(lambda: ollama.call("POST", "/api/generate", {"model": MODEL})[0] == 200)
+    poll(lambda: card(gpus)["processes"])
     heat = {"fault": "heat", "gpu": CARD, "celsius": 87, "until_restart": True}
     assert gpus.call("POST", "/api/v1/faults", heat)[0] == 200
     gpus.call("PUT", f"/api/v1/gpus/{CARD}/power-limit", {"watts": 100})
-    eventually(lambda: card(gpus)["temperature_celsius"] > 86)
+    poll(lambda: card(gpus)["temperature_celsius"] > 86)
     ollama.end()
     again = start_ollama(start, gpus.url)
     again.call("POST", "/api/generate", {"model": MODEL})
-    eventually(lambda: card(gpus)["temperature_celsius"] < 50)
+    poll(lambda: card(gpus)["temperature_celsius"] < 50)
     assert gpus.call("GET", "/api/v1/faults")[1] == {"faults": []}
 
 
@@ -191,7 +192,7 @@ def test_vllm_takes_its_share_of_the_card_and_answers(start: Callable[..., Comma
     gpus = start_gpus(start)
     vllm = start_vllm(start, gpus.url, "--gpu-memory-utilization", "0.5")
     assert "llama" in vllm.line
-    eventually(lambda: card(gpus)["memory_used_bytes"] == 20 * GIB)
+    poll(lambda: card(gpus)["memory_used_bytes"] == 20 * GIB)
     assert vllm.call("POST", "/v1/completions", {"prompt": "hi", "max_tokens": 2})[0] == 200
     command = [sys.executable, "-m", "simulator", "load", "--dialect", "vllm", "--model", "llama"]
     done = subprocess.run(
@@ -205,7 +206,7 @@ def test_vllm_takes_its_share_of_the_card_and_answers(start: Callable[..., Comma
     assert found, done
     assert int(found[2]) == 2 * int(found[1]) > 0
     assert vllm.end() == 0
-    eventually(lambda: card(gpus)["memory_used_bytes"] == 0)
+    poll(lambda: card(gpus)["memory_used_bytes"] == 0)
 
 
 def test_vllm_does_not_start_on_a_card_that_is_full(start: Callable[..., Command]) -> None:
@@ -240,7 +241,7 @@ def test_vllm_listens_only_once_it_is_loaded_and_may_be_ended_before(
         text=True,
     )
     try:
-        eventually(lambda: card(gpus)["processes"])
+        poll(lambda: card(gpus)["processes"])
     finally:
         process.terminate()
         output = process.communicate(timeout=20)[0]
@@ -252,7 +253,7 @@ def test_vllm_ends_with_its_engine(start: Callable[..., Command]) -> None:
     vllm = start_vllm(start, gpus.url)
     gpus.call("POST", "/api/v1/faults", {"fault": "lose", "gpu": CARD})
     body = {"prompt": "hi", "max_tokens": 2}
-    eventually(lambda: vllm.call("POST", "/v1/completions", body)[0] == 500)
+    poll(lambda: vllm.call("POST", "/v1/completions", body)[0] == 500)
     assert vllm.call("GET", "/health")[0] == 503
     assert vllm.process.wait(20) == 1
 
@@ -271,7 +272,7 @@ def test_a_lost_card_reaches_the_service(start: Callable[..., Command]) -> None:
     ollama = start_ollama(start, gpus.url)
     gpus.call("POST", "/api/v1/faults", {"fault": "lose", "gpu": CARD})
     body = {"model": MODEL, "prompt": "hi", "stream": False, "options": {"num_predict": 1}}
-    eventually(lambda: ollama.call("POST", "/api/generate", body)[0] == 500)
+    poll(lambda: ollama.call("POST", "/api/generate", body)[0] == 500)
 
 
 @pytest.mark.parametrize(

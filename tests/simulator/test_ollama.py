@@ -20,7 +20,8 @@ from simulator.ollama.models import (
 from simulator.ollama.scheduler import Limits
 from simulator.ollama.service import Service
 from tests.simulator.services import FakeCard
-from tests.simulator.support import GIB, call, eventually, serving
+from tests.simulator.support import GIB, call, serving
+from tests.waiting import poll
 
 MODEL = "llama3.2:3b"
 PS_KEYS = {
@@ -143,7 +144,7 @@ def test_a_busy_model_unloads_only_when_its_request_ends(ollama: Running) -> Non
     ollama.post("/api/generate", {"model": MODEL, "keep_alive": 0})
     assert ollama.loaded() == [MODEL]
     connection.close()
-    eventually(lambda: ollama.loaded() == [])
+    poll(lambda: ollama.loaded() == [])
 
 
 def test_a_prompt_with_keep_alive_0_unloads_after_its_answer(ollama: Running) -> None:
@@ -236,7 +237,7 @@ def test_a_request_too_many_is_told_so(ollama: Running) -> None:
     ]
     for caller in callers:
         caller.start()
-    eventually(lambda: answers)
+    poll(lambda: answers)
     connection.close()
     for caller in callers:
         caller.join(20)
@@ -260,7 +261,7 @@ def test_memory_and_load_are_reported(ollama: Running) -> None:
     connection = ollama.hold_open()
     assert ollama.report() == (8 * GIB, 0.5)
     connection.close()
-    eventually(lambda: ollama.report() == (8 * GIB, 0.0))
+    poll(lambda: ollama.report() == (8 * GIB, 0.0))
 
 
 def test_load_between_two_reports_is_not_missed(ollama: Running) -> None:
@@ -366,7 +367,7 @@ def test_of_several_models_the_idle_one_is_unloaded_at_once(ollama: Running) -> 
     assert ollama.loaded() == [MODEL], "the busy one stays until its request ends"
     assert ollama.report()[0] == 8 * GIB
     connection.close()
-    eventually(lambda: ollama.loaded() == [])
+    poll(lambda: ollama.loaded() == [])
 
 
 def test_what_is_loading_counts_as_taken(ollama: Running) -> None:

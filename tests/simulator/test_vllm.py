@@ -14,7 +14,8 @@ from simulator.errors import UsageError
 from simulator.llm.models import Model
 from simulator.vllm.service import Reservation, Service, reserve
 from tests.simulator.services import FakeCard
-from tests.simulator.support import GIB, call, eventually, serving
+from tests.simulator.support import GIB, call, serving
+from tests.waiting import poll
 
 MODEL = "meta-llama/Llama-3.1-8B-Instruct"
 RESERVATION = Reservation(40 * GIB, 36 * GIB, 20 * GIB)
@@ -156,11 +157,11 @@ def test_progress_is_counted_while_a_request_runs(vllm: Running) -> None:
     assert vllm.metric("vllm:num_requests_running") == 1
     before = vllm.metric("vllm:generation_tokens_total")
     steps = vllm.metric("vllm:iteration_tokens_total_count")
-    eventually(lambda: vllm.metric("vllm:generation_tokens_total") > before)
-    eventually(lambda: vllm.metric("vllm:iteration_tokens_total_count") > steps)
+    poll(lambda: vllm.metric("vllm:generation_tokens_total") > before)
+    poll(lambda: vllm.metric("vllm:iteration_tokens_total_count") > steps)
     assert vllm.metric("vllm:kv_cache_usage_perc") > 0
     connection.close()
-    eventually(lambda: vllm.metric("vllm:request_success_total", finished_reason="abort") == 1)
+    poll(lambda: vllm.metric("vllm:request_success_total", finished_reason="abort") == 1)
     assert vllm.metric("vllm:num_requests_running") == 0
     assert vllm.metric("vllm:kv_cache_usage_perc") == 0
 
@@ -180,7 +181,7 @@ def test_requests_beyond_the_slots_wait_and_are_served(vllm: Running) -> None:
     answers: list[tuple[int, Any]] = []
     caller = threading.Thread(target=lambda: answers.append(vllm.complete()), daemon=True)
     caller.start()
-    eventually(lambda: vllm.metric("vllm:num_requests_waiting") == 1)
+    poll(lambda: vllm.metric("vllm:num_requests_waiting") == 1)
     for connection in held:
         connection.close()
     caller.join(20)
@@ -193,7 +194,7 @@ def test_memory_is_held_from_the_start_and_load_follows_requests(vllm: Running) 
     assert vllm.report() == (36 * GIB, 0.5)
     assert vllm.card.power_ratio == 0.5
     connection.close()
-    eventually(lambda: vllm.report() == (36 * GIB, 0.0))
+    poll(lambda: vllm.report() == (36 * GIB, 0.0))
 
 
 def test_load_between_two_reports_is_not_missed(vllm: Running) -> None:
@@ -207,7 +208,7 @@ def test_a_small_cache_means_preemptions(vllm: Running) -> None:
     callers = [threading.Thread(target=vllm.complete, args=(90,), daemon=True) for _ in range(2)]
     for caller in callers:
         caller.start()
-    eventually(lambda: vllm.metric("vllm:num_preemptions_total") >= 1)
+    poll(lambda: vllm.metric("vllm:num_preemptions_total") >= 1)
     for caller in callers:
         caller.join(20)
     assert vllm.metric("vllm:request_success_total", finished_reason="length") == 2
@@ -271,13 +272,13 @@ def test_asleep_it_gives_its_memory_back_and_drops_what_it_did(vllm: Running) ->
     answers: list[tuple[int, Any]] = []
     caller = threading.Thread(target=lambda: answers.append(vllm.complete(100_000)), daemon=True)
     caller.start()
-    eventually(lambda: vllm.metric("vllm:num_requests_running") == 1)
+    poll(lambda: vllm.metric("vllm:num_requests_running") == 1)
     assert vllm.post("/sleep", None) == (200, {"status": "sleeping", "level": 1})
     caller.join(20)
     assert answers[0][1]["choices"][0]["finish_reason"] == "abort"
     assert vllm.get("/is_sleeping") == (200, {"is_sleeping": True})
     assert sleep_state(vllm) == [0, 1, 0]
-    eventually(lambda: vllm.report() == (0, 0.0))
+    poll(lambda: vllm.report() == (0, 0.0))
     with pytest.raises(TimeoutError):
         vllm.complete(timeout=0.3)
     assert vllm.post("/wake_up", None)[1]["status"] == "awake"

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -22,19 +21,3 @@ def install_program(tmp_path: Path) -> Callable[[ModuleType, str], Path]:
         return program
 
     return install
-
-
-@pytest.fixture
-def eventually() -> Callable[..., object]:
-    """Poll until a condition holds and return what it gave; fail with the condition otherwise."""
-
-    def wait(condition: Callable[[], object], seconds: float = 20.0) -> object:
-        deadline = time.monotonic() + seconds
-        while True:
-            found = condition()
-            if found:
-                return found
-            assert time.monotonic() < deadline, f"never came true: {condition}"
-            time.sleep(0.02)
-
-    return wait

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from tests.remediator.drivers.test_llama_server_real import SERVER, write_model
-from tests.remediator.engine.conftest import poll
 from tests.remediator.engine.test_real_out_of_memory import Live
+from tests.waiting import poll
 
 pytestmark = pytest.mark.skipif(
     not (os.environ.get("REAL_SERVERS") or os.environ.get("REAL_DRIVERS"))

@@ -19,9 +19,9 @@ from remediator.managers import ProcessIdentity
 from remediator.managers._kernel_kills import DeathWatch
 from tests.remediator.drivers import standin_systemctl
 from tests.remediator.drivers.standin_engine import Container, Engine, serve
-from tests.remediator.engine.conftest import poll
 from tests.remediator.engine.fakes import FakeClock
 from tests.remediator.engine.processes import PYTHON, end
+from tests.waiting import poll
 
 ONE, TWO = ProcessIdentity(101, 1000.0), ProcessIdentity(102, 2000.0)
 SLEEP = "import time; time.sleep(600)"

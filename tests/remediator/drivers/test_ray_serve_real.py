@@ -24,8 +24,8 @@ from remediator import http, services
 from remediator.config import ServiceConfig, Timing
 from remediator.errors import ServiceError
 from remediator.services import ServiceDriver
-from tests.remediator.engine.conftest import poll
 from tests.remediator.engine.processes import free_port
+from tests.waiting import poll
 
 ROOT = Path(__file__).resolve().parents[3]
 PYTHON = Path(os.environ.get("RAY_PYTHON") or ROOT / ".tools/ray-venv/bin/python")
@@ -110,12 +110,12 @@ def test_it_comes_up_works_loses_a_replica_and_ends(ray: Ray) -> None:
         seen.add(one.probe().state)
         return "ready" in seen
 
-    poll(is_ready, START_SECONDS)
+    poll(is_ready, seconds=START_SECONDS)
     # Before the application is deployed Ray runs, and it is not there.
     assert seen <= {"refused", "error", "silent", "dead", "loading", "ready"}
-    poll(lambda: one.probe().gpus_asked == 1.25, 60)
+    poll(lambda: one.probe().gpus_asked == 1.25, seconds=60)
 
-    idle = poll(lambda: (at := one.probe()).requests_running is not None and at, 60)
+    idle = poll(lambda: (at := one.probe()).requests_running is not None and at, seconds=60)
     assert [model.name for model in idle.models] == ["tiny"]
     assert idle.requests_in_flight == 0
     one.load("tiny", 5)
@@ -123,13 +123,13 @@ def test_it_comes_up_works_loses_a_replica_and_ends(ray: Ray) -> None:
         one.load("llama", 5)
     assert 0 < one.canary("tiny", 20) < 20
 
-    poll(lambda: one.probe().progress is not None, 60)
+    poll(lambda: one.probe().progress is not None, seconds=60)
     before = one.probe().progress
     asking = threading.Thread(target=_ask, args=(ray, 1000), daemon=True)
     asking.start()
-    busy = poll(lambda: (at := one.probe()).requests_running and at, 30)
+    busy = poll(lambda: (at := one.probe()).requests_running and at, seconds=30)
     assert (busy.state, busy.requests_running) == ("ready", 1)
-    poll(lambda: (one.probe().progress or 0) > before, 30)
+    poll(lambda: (one.probe().progress or 0) > before, seconds=30)
     asking.join(60)
 
     with contextlib.suppress(ServiceError):
@@ -141,26 +141,29 @@ def test_it_comes_up_works_loses_a_replica_and_ends(ray: Ray) -> None:
         states.add(at.state)
         return states - {"ready"} and at.state == "ready"
 
-    poll(is_replaced, 90)
+    poll(is_replaced, seconds=90)
     assert "refused" not in states
     assert "dead" not in states, "Ray was replacing it"
     # The dead one's counter is still on the page, and is not read.
     page = http.call("GET", f"http://127.0.0.1:{ray.metrics}/metrics", timeout=10).body.decode()
     lines = [line for line in page.splitlines() if line.startswith("ray_vllm_generation_tokens")]
     assert len(lines) >= 1
-    after = poll(lambda: one.probe().progress, 60)
+    after = poll(lambda: one.probe().progress, seconds=60)
     assert after < 1000
 
 
 def test_a_token_that_is_missing_or_wrong_is_said(ray: Ray, tmp_path: Path) -> None:
     (tmp_path / "wrong").write_text("another-token-0123456789")
-    poll(lambda: "options.token_file" in ray.driver(token_file=None).probe().detail, START_SECONDS)
+    poll(
+        lambda: "options.token_file" in ray.driver(token_file=None).probe().detail,
+        seconds=START_SECONDS,
+    )
     wrong = ray.driver(token_file=str(tmp_path / "wrong")).probe()
     assert (wrong.state, "is not this cluster's" in wrong.detail) == ("error", True)
 
 
 def test_an_application_that_is_not_there_is_dead(ray: Ray) -> None:
-    poll(lambda: ray.driver(application="three").probe().state == "dead", START_SECONDS)
+    poll(lambda: ray.driver(application="three").probe().state == "dead", seconds=START_SECONDS)
 
 
 def test_a_dashboard_that_is_elsewhere_is_no_service_that_is_down(ray: Ray) -> None:

@@ -20,8 +20,8 @@ from remediator.managers import ServerLog
 from remediator.managers._server_log import LONGEST_LINE, PAGE_BYTES
 from tests.remediator.drivers import standin_journalctl, standin_systemctl
 from tests.remediator.drivers.standin_engine import Container, Engine, serve
-from tests.remediator.engine.conftest import poll
 from tests.remediator.engine.processes import PYTHON, end
+from tests.waiting import poll
 
 T = 1_763_760_000.0
 

@@ -23,8 +23,8 @@ from remediator import http, services
 from remediator.config import ServiceConfig, Timing
 from remediator.errors import ServiceError, ServiceTimeout
 from remediator.services import ServiceDriver
-from tests.remediator.engine.conftest import poll
 from tests.remediator.engine.processes import free_port
+from tests.waiting import poll
 
 ROOT = Path(__file__).resolve().parents[3]
 PYTHON = Path(os.environ.get("VLLM_PYTHON") or ROOT / ".tools/vllm-venv/bin/python")
@@ -103,7 +103,7 @@ def test_it_comes_up_works_sticks_and_dies(vllm: Vllm) -> None:
         seen.add(one.probe().state)
         return "ready" in seen
 
-    poll(is_ready, START_SECONDS)
+    poll(is_ready, seconds=START_SECONDS)
     assert seen <= {"refused", "silent", "ready"}
     idle = one.probe()
     assert [model.name for model in idle.models] == ["tiny"]
@@ -112,7 +112,7 @@ def test_it_comes_up_works_sticks_and_dies(vllm: Vllm) -> None:
     with pytest.raises(ServiceError, match="serves tiny, not llama"):
         one.load("llama", 5)
     assert 0 < one.canary("tiny", 60) < 60
-    poll(lambda: one.probe().progress > idle.progress, 30)
+    poll(lambda: one.probe().progress > idle.progress, seconds=30)
 
     without = vllm.driver(key=False).probe()
     assert (without.state, "options.api_key_file" in without.detail) == ("error", True)
@@ -121,24 +121,27 @@ def test_it_comes_up_works_sticks_and_dies(vllm: Vllm) -> None:
 
     asking = threading.Thread(target=_ask, args=(vllm,), daemon=True)
     asking.start()
-    busy = poll(lambda: (at := one.probe()).requests_running and at, 30)
+    busy = poll(lambda: (at := one.probe()).requests_running and at, seconds=30)
     assert (busy.state, busy.requests_in_flight) == ("ready", 1)
-    poll(lambda: one.probe().progress > busy.progress, 30)
+    poll(lambda: one.probe().progress > busy.progress, seconds=30)
 
     # The hang that `/health` answers 200 through: only the counters tell.
     engine = vllm.engine
     engine.send_signal(signal.SIGSTOP)
     assert http.call("GET", vllm.url + "/health", timeout=5).status == 200
-    poll(lambda: (at := one.probe()).progress == one.probe().progress and at.state == "ready", 30)
+    poll(
+        lambda: (at := one.probe()).progress == one.probe().progress and at.state == "ready",
+        seconds=30,
+    )
     stuck = one.probe()
     assert (stuck.state, stuck.requests_in_flight) == ("ready", 1)
     with pytest.raises(ServiceTimeout):
         one.canary("tiny", 1)
     engine.send_signal(signal.SIGCONT)
-    poll(lambda: one.probe().progress > stuck.progress, 60)
+    poll(lambda: one.probe().progress > stuck.progress, seconds=60)
 
     engine.kill()
-    poll(lambda: one.probe().state in ("dead", "refused"), 60)
+    poll(lambda: one.probe().state in ("dead", "refused"), seconds=60)
     asking.join(60)
 
 

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -28,6 +28,7 @@ from remediator.app import Remediator, build, web_application
 from remediator.config import Config, load
 from remediator.store import Store
 from remediator.web.auth import load_identities
+from tests.waiting import poll
 
 ROOT = Path(__file__).resolve().parents[3]
 GPU = "GPU-11111111-2222-3333-4444-555555555555"
@@ -309,7 +310,7 @@ class RealServer:
         self._log = self.log.open("ab")
         self.process = start_serve(self.config, stderr=self._log)
         try:
-            eventually(self._ready, "the server is ready")
+            poll(self._ready, "the server is ready")
         except BaseException:
             self.stop()
             raise
@@ -412,15 +413,6 @@ def _obey_file_modes() -> None:
     # Root ignores file modes by these two capabilities; without root there is nothing to drop.
     for capability in (_CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH):
         _LIBC.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
-
-
-def eventually(condition: Callable[[], object], what: str, seconds: float = 20.0) -> Any:
-    """Poll until `condition` holds and return what it gave."""
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"never came true: {what}"
-        time.sleep(0.02)
-    return found
 
 
 def add_lease(store: Store, uuid: str = GPU) -> None:

@@ -26,11 +26,11 @@ from tests.remediator.edge.support import (
     alert,
     body,
     command,
-    eventually,
     start_serve,
     token_files,
     write_config,
 )
+from tests.waiting import poll
 
 Cli = Callable[..., tuple[int, str, str]]
 HOSTILE = "\x1b[2Jowned\r\nforged\u202e"
@@ -464,7 +464,7 @@ def test_what_was_answered_202_survives_a_kill(tmp_path: Path) -> None:
         with (tmp_path / "again.txt").open("wb") as log:
             again = start_serve(running.config, stderr=log)
         try:
-            eventually(
+            poll(
                 lambda: (
                     running.rows("SELECT count(*) FROM audit WHERE record LIKE '%\"started\"%'")
                     == [(2,)]

@@ -16,8 +16,9 @@ import pytest
 from deploy.local.binaries import find
 from deploy.local.relocation import relocated
 from serving.crowd import Capacity
-from tests.remediator.edge.support import InProcess, eventually, in_process, token_files
+from tests.remediator.edge.support import InProcess, in_process, token_files
 from tests.serving.door import CA, HASH, SERVER, TLS, Door
+from tests.waiting import poll
 
 WAYS = ("token", "user", "certificate", "nothing")
 
@@ -93,7 +94,7 @@ def alertmanager(door, tmp_path) -> Iterator[str]:
             stderr=subprocess.STDOUT,
         )
     try:
-        eventually(lambda: is_ready(address), "Alertmanager is ready")
+        poll(lambda: is_ready(address), "Alertmanager is ready")
         yield f"http://{address}"
     finally:
         process.terminate()
@@ -125,7 +126,7 @@ def test_alertmanager_comes_in_by_each_way_and_by_none_without_one(
         return {one["alertname"] for one in records if one["event"] == "alert_received"}
 
     wanted = {"By-token", "By-user", "By-certificate"}
-    eventually(lambda: delivered() >= wanted, "each was delivered")
+    poll(lambda: delivered() >= wanted, "each was delivered")
     log = tmp_path / "alertmanager.log"
-    eventually(lambda: "401" in log.read_text(), "Alertmanager was told of the refusal")
+    poll(lambda: "401" in log.read_text(), "Alertmanager was told of the refusal")
     assert delivered() == wanted

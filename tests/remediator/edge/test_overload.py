@@ -9,7 +9,8 @@ import threading
 import pytest
 
 from serving.channel import QUEUED_SECONDS
-from tests.remediator.edge.support import InProcess, RealServer, Reply, alert, body, eventually
+from tests.remediator.edge.support import InProcess, RealServer, Reply, alert, body
+from tests.waiting import poll
 
 
 @pytest.mark.parametrize(("waited", "status"), [(0.4, 202), (0.6, 503)])
@@ -55,4 +56,4 @@ def test_behind_a_slow_disk_each_gets_an_answer_that_is_true(server: RealServer)
     )
     assert {key for (key,) in rows} == kept, "202 is what is kept, and nothing else is"
     assert all("again" in reply.error for reply in replies.values() if reply.status == 503)
-    eventually(lambda: server.post(body(alerts[0])).status == 202, "all is well again")
+    poll(lambda: server.post(body(alerts[0])).status == 202, "all is well again")

@@ -16,8 +16,8 @@ from tests.remediator.edge.support import (
     RealServer,
     alert,
     body,
-    eventually,
 )
+from tests.waiting import poll
 
 REASONS = ("unauthorized", "forbidden", "malformed", "too_large", "not_stored")
 
@@ -123,7 +123,7 @@ def test_a_body_that_the_http_server_refuses_is_counted_too(tmp_path: Path) -> N
         def seen() -> dict[str, float]:
             return counted(server.call("GET", "/metrics").body.decode())
 
-        assert eventually(lambda: seen()["too_large"], "it is counted") == 1.0
+        assert poll(lambda: seen()["too_large"], "it is counted") == 1.0
         assert "a delivery from 127.0.0.1 was refused" in server.log.read_text()
     finally:
         server.stop()

@@ -29,10 +29,10 @@ from tests.remediator.edge.support import (
     InProcess,
     RealServer,
     alert,
-    eventually,
     in_process,
     write_config,
 )
+from tests.waiting import poll
 
 
 @dataclass
@@ -299,11 +299,11 @@ def test_a_real_server_reloads_on_sighup_and_by_the_command(
         raw = yaml.safe_load(server.config.read_text())
         server.config.write_text(yaml.safe_dump({**raw, "mode": "auto"}))
         server.process.send_signal(signal.SIGHUP)
-        eventually(lambda: _mode(server) == "auto", "the file was read again")
+        poll(lambda: _mode(server) == "auto", "the file was read again")
         server.config.write_text(yaml.safe_dump({**raw, "mode": "wrong"}))
         server.process.send_signal(signal.SIGHUP)
         failed = b"remediator_config_last_reload_successful 0.0"
-        eventually(lambda: failed in server.call("GET", "/metrics").body, "it is said")
+        poll(lambda: failed in server.call("GET", "/metrics").body, "it is said")
         assert _mode(server) == "auto"
         server.config.write_text(yaml.safe_dump({**raw, "mode": "approve"}))
         assert main(["reload", f"--config.file={server.config}"]) == 0

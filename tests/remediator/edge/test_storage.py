@@ -19,9 +19,9 @@ from tests.remediator.edge.support import (
     alert,
     body,
     command,
-    eventually,
     write_config,
 )
+from tests.waiting import poll
 
 
 def metric(server: RealServer, name: str) -> str:
@@ -59,7 +59,7 @@ def test_a_full_disk_is_503_and_nothing_is_kept_until_it_is_not_full(
 
     server.limit_file_size(-1)
     assert server.post(body(second)).status == 202
-    eventually(lambda: metric(server, "remediator_storage_failing") == "0.0", "storage works again")
+    poll(lambda: metric(server, "remediator_storage_failing") == "0.0", "storage works again")
     assert episodes(server) == [*before, (second["fingerprint"], 0)]
     assert server.call("GET", "/-/ready").status == 200
     audit = command("audit", "verify", f"--config.file={server.config}")

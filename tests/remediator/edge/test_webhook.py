@@ -10,7 +10,8 @@ import threading
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.remediator.edge.support import RealServer, Reply, alert, body, eventually, fingerprint
+from tests.remediator.edge.support import RealServer, Reply, alert, body, fingerprint
+from tests.waiting import poll
 
 ROUTES = ("/api/v1/alerts", "/webhook")
 
@@ -32,7 +33,7 @@ def episodes(server: RealServer, key: str) -> list[tuple[object, ...]]:
 
 def decision(server: RealServer, key: str) -> str:
     """The worker's decision about the newest episode of `key`; waits until there is one."""
-    found = eventually(
+    found = poll(
         lambda: server.rows(
             "SELECT last_reason FROM episodes WHERE fingerprint = ? AND last_reason IS NOT NULL",
             key,

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -27,20 +26,3 @@ def make_bench(tmp_path: Path) -> Iterator[Callable[..., Bench]]:
 def bench(make_bench: Callable[..., Bench]) -> Bench:
     """One card, everything allowed, mode auto."""
     return make_bench()
-
-
-def poll(condition: Callable[[], object], seconds: float = 20.0) -> object:
-    """Poll until a condition holds and return what it gave; fail with the condition otherwise."""
-    deadline = time.monotonic() + seconds
-    while True:
-        found = condition()
-        if found:
-            return found
-        assert time.monotonic() < deadline, f"never came true: {condition}"
-        time.sleep(0.02)
-
-
-@pytest.fixture
-def eventually() -> Callable[..., object]:
-    """`poll`, for tests."""
-    return poll

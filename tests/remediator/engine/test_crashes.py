@@ -23,7 +23,6 @@ from remediator.clock import SystemClock
 from remediator.config.secrets import read_or_create_key
 from remediator.errors import StorageError
 from remediator.store import Run, Store
-from tests.remediator.engine.conftest import poll
 from tests.remediator.engine.fakes import Card
 from tests.remediator.engine.processes import (
     PYTHON,
@@ -33,6 +32,7 @@ from tests.remediator.engine.processes import (
     free_port,
     simulated_gpus,
 )
+from tests.waiting import poll
 
 ROOT = Path(__file__).parents[3]
 CHILD = str(Path(__file__).parent / "crash_child.py")
@@ -155,7 +155,7 @@ class Story:
         with log.open("wb") as sink:
             argv = [PYTHON, CHILD, str(self.config), str(self.folder / "gates.json")]
             with child(argv, env={"PYTHONPATH": str(ROOT)}, stderr=sink) as process:
-                self._eventually(lambda: process.poll() is not None or until(), 40)
+                self._eventually(lambda: process.poll() is not None or until(), seconds=40)
                 assert process.poll() is None, log.read_text()
                 process.kill()
 

@@ -18,7 +18,6 @@ from remediator.alertmanager import parse
 from remediator.clock import SystemClock
 from remediator.config import Config
 from remediator.config.strict import build
-from tests.remediator.engine.conftest import poll
 from tests.remediator.engine.processes import (
     PYTHON,
     call,
@@ -28,6 +27,7 @@ from tests.remediator.engine.processes import (
     simulated_gpus,
     wait_for_port,
 )
+from tests.waiting import poll
 
 ROOT = Path(__file__).parents[3]
 TOKEN = "let-go-of-all-the-cards"
@@ -130,7 +130,7 @@ class Host:
                 runs = tx.runs.latest(10)
             return runs[0] if runs and runs[0].ended_at is not None else None
 
-        return poll(look, 60)
+        return poll(look, seconds=60)
 
     def resets(self) -> list[dict[str, Any]]:
         writes = call(f"{self.simulator}/api/v1/writes")["writes"]

@@ -16,7 +16,8 @@ from remediator.config import ServiceConfig, Timing
 from remediator.errors import ConfigError, ServiceError, ServiceRefused, ServiceTimeout
 from remediator.services import ServiceDriver
 from tests.remediator.engine.processes import free_port
-from tests.remediator.engine.vllm_server import HANGS, FakeVllm, fake_vllm, wait_for
+from tests.remediator.engine.vllm_server import HANGS, FakeVllm, fake_vllm
+from tests.waiting import poll
 
 # Lines as llama-server 0.1.0-dev (7e4c0a9) gives them, shortened.
 PAGE = """\
@@ -329,7 +330,7 @@ def test_never_two_canaries_at_once(fake: FakeVllm) -> None:
 
     first = threading.Thread(target=quietly)
     first.start()
-    wait_for(fake, CANARY)
+    poll(lambda: CANARY in fake.paths)
     with pytest.raises(ServiceTimeout, match="another canary"):
         one.canary("qwen", 0.2)
     assert fake.paths.count(CANARY) == 1

@@ -16,6 +16,7 @@ from remediator.config import ServiceConfig, Timing
 from remediator.errors import ServiceError, ServiceRefused, ServiceTimeout
 from remediator.services import ServiceDriver
 from tests.remediator.engine.processes import call, free_port, simulated_gpus, simulated_ollama
+from tests.waiting import poll
 
 
 def driver(url: str, *, timeout: float = 3.0) -> ServiceDriver:
@@ -115,8 +116,7 @@ def test_never_two_canaries_at_once() -> None:
         one = driver(url)
         first = threading.Thread(target=_canary_quietly, args=(one, 2.0))
         first.start()
-        while not requests:
-            time.sleep(0.01)
+        poll(lambda: requests)
         with pytest.raises(ServiceTimeout, match="another canary"):
             one.canary("m", 0.2)
         first.join()

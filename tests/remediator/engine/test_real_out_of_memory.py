@@ -21,9 +21,9 @@ from remediator.degraded import degraded_since
 from remediator.first_requests import answer_seconds, warm_up_seconds
 from remediator.oom_events import ENDED, events_of
 from remediator.store import Run, Store
-from tests.remediator.engine.conftest import poll
 from tests.remediator.engine.hungry_server import MODEL, TOO_MUCH
 from tests.remediator.engine.processes import PYTHON, call, end, free_port
+from tests.waiting import poll
 
 SERVER = str(Path(__file__).with_name("hungry_server.py"))
 MEMORY = Path("/sys/fs/cgroup/memory")

@@ -29,8 +29,8 @@ from tests.remediator.engine.vllm_server import (
     PROGRESS,
     FakeVllm,
     fake_vllm,
-    wait_for,
 )
+from tests.waiting import poll
 
 
 def driver(url: str, *, timeout: float = 3.0, **options: object) -> ServiceDriver:
@@ -269,7 +269,7 @@ def test_never_two_canaries_at_once(fake: FakeVllm) -> None:
     one = driver(fake.url)
     first = threading.Thread(target=_canary_quietly, args=(one,))
     first.start()
-    wait_for(fake, "/v1/completions")
+    poll(lambda: "/v1/completions" in fake.paths)
     with pytest.raises(ServiceTimeout, match="another canary"):
         one.canary("qwen", 0.2)
     assert fake.paths.count("/v1/completions") == 1

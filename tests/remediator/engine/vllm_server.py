@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -101,10 +100,3 @@ def fake_vllm() -> Iterator[FakeVllm]:
             fake.ends.set()
             server.shutdown()
             thread.join(5)
-
-
-def wait_for(fake: FakeVllm, path: str) -> None:
-    deadline = time.monotonic() + 10
-    while path not in fake.paths:
-        assert time.monotonic() < deadline, f"{path} was never asked"
-        time.sleep(0.01)

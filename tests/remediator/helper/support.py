@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from remediator.helper.desk import Desk
 from remediator.helper.ledger import Ledger
 from remediator.helper.policy import Policy
 from remediator.helper.server import Server
+from tests.waiting import poll
 
 ROOT = Path(__file__).resolve().parents[3]
 CARD = "GPU-11111111-0000-0000-0000-000000000000"
@@ -146,7 +146,7 @@ class Process:
         argv += [f"--state-dir={self.folder}"]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(argv, env=self._env, stderr=log, cwd=self.folder)
-        wait_for(self.answers)
+        poll(self.answers)
 
     def answers(self) -> bool:
         assert self.process.poll() is None, self.log.read_text()
@@ -160,10 +160,3 @@ class Process:
     def close(self) -> None:
         self.process.terminate()
         self.process.wait(20)
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"never came true: {condition}"
-        time.sleep(0.02)

@@ -17,7 +17,8 @@ import pytest
 from remediator.gpu_control.helper import HelperControl
 from remediator.helper.client import Helper
 from tests.nvml_standin import Driver
-from tests.remediator.helper.support import ROOT, Process, refused, wait_for
+from tests.remediator.helper.support import ROOT, Process, refused
+from tests.waiting import poll
 
 SET = "nvmlDeviceSetPowerManagementLimit"
 POLICY = f"user: {os.geteuid()}\nallow: [power_limit]\ntimeout: 20s\n"
@@ -57,7 +58,7 @@ def writing(helper: Process, driver: Driver) -> tuple[threading.Thread, list[str
         )
     )
     one.start()
-    wait_for(lambda: driver.clients() and (helper.folder / "writes.jsonl").exists())
+    poll(lambda: driver.clients() and (helper.folder / "writes.jsonl").exists())
     return one, said
 
 
@@ -84,7 +85,7 @@ def test_asked_to_stop_it_ends_what_it_has_begun_and_says_what_became_of_it(
 ) -> None:
     asking, said = writing(helper, driver)
     helper.process.terminate()
-    wait_for(lambda: "is ended first" in helper.log.read_text())
+    poll(lambda: "is ended first" in helper.log.read_text())
     assert helper.process.poll() is None
     driver.clear()
     asking.join(20)

@@ -20,7 +20,8 @@ from remediator.helper.ledger import Ledger
 from remediator.helper.policy import Policy
 from tests.remediator.drivers import standin_nvidia_smi
 from tests.remediator.drivers.test_card_reset import A100, CARD, OTHER, Host
-from tests.remediator.helper.support import Running, refused, wait_for
+from tests.remediator.helper.support import Running, refused
+from tests.waiting import poll
 
 GIB = "GeForce RTX 4090"
 
@@ -154,7 +155,7 @@ def test_nothing_else_touches_the_driver_while_a_card_is_reset(
         target=lambda: said.append(refused(lambda: through(helper).reset(CARD, 10)))
     )
     one.start()
-    wait_for((host.program.parent / "hangs").exists)
+    poll((host.program.parent / "hangs").exists)
     other = gpu_control.create(GpuConfig(control="helper", helper_socket=helper.socket))
     assert f"{OTHER} is busy" in refused(lambda: other.power(OTHER))
     one.join(20)

@@ -20,16 +20,8 @@ from remediator.gpu_control.helper import HelperControl
 from remediator.helper import server as server_module
 from remediator.helper.client import Helper
 from remediator.helper.ledger import Ledger
-from tests.remediator.helper.support import (
-    CARD,
-    OTHER,
-    Cards,
-    Running,
-    desk_of,
-    refused,
-    until_end,
-    wait_for,
-)
+from tests.remediator.helper.support import CARD, OTHER, Cards, Running, desk_of, refused, until_end
+from tests.waiting import poll
 
 SET = json.dumps({"verb": "set_power_limit", "uuid": CARD, "milliwatts": 320_000}).encode()
 
@@ -136,7 +128,7 @@ def test_a_crowd_that_says_nothing_keeps_nobody_out_for_long(
         silent.append(one)
     said = [json.loads(until_end(one, b"\n")) for one in silent]
     assert {"error": "too many calls at once"} in said
-    wait_for(lambda: refused(lambda: helper.client().about()) == "it was done")
+    poll(lambda: refused(lambda: helper.client().about()) == "it was done")
     for one in silent:
         one.close()
 
@@ -177,7 +169,7 @@ def test_one_card_is_written_by_one_at_a_time_and_two_cards_at_once(
     ]
     for thread in threads:
         thread.start()
-    wait_for(lambda: cards.at_once == 2)
+    poll(lambda: cards.at_once == 2)
     cards.go_on.set()
     for thread in threads:
         thread.join(20)
@@ -192,13 +184,13 @@ def test_a_client_that_goes_away_in_the_middle_ends_nothing_and_the_next_one_is_
         one.sendall(SET + b"\n")
         assert cards.begun.wait(20)
     cards.go_on.set()
-    wait_for(lambda: cards.limits[CARD] == 320_000)
+    poll(lambda: cards.limits[CARD] == 320_000)
     with helper.raw() as one:
         one.sendall(b'{"verb": "power_limit", "uuid": "%s"}\n' % CARD.encode())
         earlier = json.loads(until_end(one))["earlier"]
     assert (earlier["verb"], earlier["outcome"]) == ("set_power_limit", "done")
     read = b'{"verb": "power_limit", "uuid": "%s"}\n' % CARD.encode()
-    wait_for(lambda: "earlier" not in helper.say(read))
+    poll(lambda: "earlier" not in helper.say(read))
     assert "client=gone" in caplog.text
 
 
@@ -211,7 +203,7 @@ def test_a_client_that_has_gone_before_its_turn_changes_nothing(
     assert cards.begun.wait(20)
     with helper.raw() as one:
         one.sendall(SET.replace(b"320000", b"100000") + b"\n")
-        wait_for(lambda: len(helper.server._busy) == 2)
+        poll(lambda: len(helper.server._busy) == 2)
     cards.go_on.set()
     first.join(20)
     helper.close()
@@ -366,8 +358,8 @@ def test_what_a_dead_helper_had_begun_is_told_by_the_next_one_once(
     earlier = helper.say(read)["earlier"]
     assert (earlier["verb"], earlier["outcome"]) == ("reset", "unknown")
     assert earlier["said"] == "the helper ended before this did"
-    wait_for(lambda: "earlier" not in helper.say(read))
-    wait_for(lambda: Ledger(tmp_path, SystemClock()).untold(CARD) is None)
+    poll(lambda: "earlier" not in helper.say(read))
+    poll(lambda: Ledger(tmp_path, SystemClock()).untold(CARD) is None)
     assert "earlier" not in serve(desk_of(tmp_path, cards)).say(read)
 
 

@@ -24,7 +24,7 @@ import pytest
 from tests.nvml_standin import Driver
 from tests.remediator.drivers.test_systemd_real import ROOT, _forget_cgroups, _leader
 from tests.remediator.helper.support import ROOT as CHECKOUT
-from tests.remediator.helper.support import wait_for
+from tests.waiting import poll
 
 pytestmark = pytest.mark.skipif(
     not (ROOT and shutil.which("systemd-nspawn") and os.geteuid() == 0),
@@ -173,8 +173,8 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Container]:
     _forget_cgroups()
     one = Container(tmp_path_factory.mktemp("machine"))
     try:
-        wait_for(lambda: one.run("systemctl", "is-system-running", check=False) in
-                 ("running", "degraded"), 60)  # fmt: skip
+        poll(lambda: one.run("systemctl", "is-system-running", check=False) in
+             ("running", "degraded"), seconds=60)  # fmt: skip
         one.run("systemd-sysusers", "/run/systemd/system/gpu-remediator.sysusers")
         one.run("systemctl", "start", f"{UNIT}.socket")
         yield one
@@ -222,14 +222,14 @@ def test_a_card_is_reset_when_no_process_of_any_user_holds_it_open(machine: Cont
     machine.run("touch", "/dev/nvidia0")
     hold = "exec sleep 600 3</dev/nvidia0"
     machine.run("systemd-run", "--unit=holder", "--uid=nobody", "sh", "-c", hold)
-    wait_for(lambda: machine.ask(what="checks", uuid=uuid)["clients"])
+    poll(lambda: machine.ask(what="checks", uuid=uuid)["clients"])
     said = machine.ask(what="checks", uuid=uuid)
     assert all(one["passed"] for one in said["checks"])
     assert all(one.startswith("sleep (pid ") for one in said["clients"])
     said = machine.ask(what="reset", uuid=uuid)
     assert said["error"].startswith("the helper: held open by sleep (pid ")
     machine.run("systemctl", "stop", "holder")
-    wait_for(lambda: not machine.ask(what="checks", uuid=uuid)["clients"])
+    poll(lambda: not machine.ask(what="checks", uuid=uuid)["clients"])
     assert machine.ask(what="reset", uuid=uuid)["confirmed"] is True
     ledger = machine.run("cat", f"/var/lib/{UNIT}/writes.jsonl")
     assert json.loads(ledger.splitlines()[-1])["outcome"] == "done"
