@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import random
 import re
-import signal
 import sys
 import tempfile
 import threading
@@ -21,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks import machine
+from benchmarks.command import add_count, run
 from benchmarks.exporters import OURS, ExporterError, Running
 from benchmarks.figures import percentile, table
 from deploy.local.waiting import poll
@@ -76,24 +76,15 @@ class _Card:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; 1 and one message when something could not be measured."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.hung", description=__doc__)
-    parser.add_argument(
-        "--seconds",
-        type=int,
-        default=60,
-        metavar="N",
-        help="how long each is looked at (%(default)s)",
-    )
+    add_count(parser, "--seconds", 60, "how long each is looked at")
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    print(f"{machine.describe()}\nbefore: {machine.load()}\n", flush=True)
-    try:
+
+    def measure() -> bool:
         with tempfile.TemporaryDirectory(prefix="gpu-hung-") as folder:
             print(_report(_measure(Path(folder), options.seconds)))
-    except (ExporterError, StandinError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    print(f"\nafter: {machine.load()}")
-    return 0
+        return True
+
+    return run(measure, ExporterError, StandinError)
 
 
 def _measure(folder: Path, seconds: int) -> dict[str, Record]:

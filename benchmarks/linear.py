@@ -7,7 +7,6 @@ run is the figure, because the load of the machine meets both.
 from __future__ import annotations
 
 import argparse
-import signal
 import statistics
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import machine
+from benchmarks.command import add_count, run
 from benchmarks.crowd import Crowd
 from benchmarks.exporters import OURS, ExporterError
 from benchmarks.figures import table
@@ -43,17 +43,10 @@ class Cost:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; 1 and one message when something could not be measured."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.linear", description=__doc__)
-    parser.add_argument(
-        "--seconds",
-        type=int,
-        default=30,
-        metavar="N",
-        help="how long each is measured (%(default)s)",
-    )
+    add_count(parser, "--seconds", 30, "how long each is measured")
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    print(f"{machine.describe()}\nbefore: {machine.load()}\n", flush=True)
-    try:
+
+    def measure() -> bool:
         with (
             tempfile.TemporaryDirectory(prefix="gpu-linear-") as folder,
             Crowd(max(_PROCESSES)) as crowd,
@@ -64,13 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             by_gpus = [_cost(gpus, record(gpus, 0)) for gpus in _GPUS]
             by_processes = [_cost(size, record(_GPUS_OF_PROCESSES, size)) for size in _PROCESSES]
-    except (ExporterError, StandinError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    print(_report("GPUs", by_gpus))
-    print(_report(f"processes on {_GPUS_OF_PROCESSES} GPUs", by_processes))
-    print(f"after: {machine.load()}")
-    return 0
+        print(_report("GPUs", by_gpus))
+        print(_report(f"processes on {_GPUS_OF_PROCESSES} GPUs", by_processes))
+        return True
+
+    return run(measure, ExporterError, StandinError)
 
 
 def _measure(folder: Path, gpus: int, pids: Sequence[int], seconds: int) -> Record:
@@ -109,7 +100,7 @@ def _report(what: str, costs: Sequence[Cost]) -> str:
         "page, bytes",
         "PSS of the tree, MiB",
     )
-    return f"\n{table(head, rows)}\n\nSecond half of the way to first, a step: {_ratios(costs)}.\n"
+    return f"\n{table(head, rows)}\n\nSecond half of the way to first, a step: {_ratios(costs)}."
 
 
 def _ratios(costs: Sequence[Cost]) -> str:

@@ -8,14 +8,13 @@ the figure.
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import machine
+from benchmarks.command import add_count, run
 from benchmarks.faults import FAULTS, Fault
 from benchmarks.figures import Spread, table
 from benchmarks.incident import SHARES, Timeline, measure
@@ -53,45 +52,29 @@ class Result:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; 1 and one message when a run could not be measured."""
     options = _parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     faults = [fault for fault in FAULTS if fault.name in (options.fault or _names())]
-    print(f"{machine.describe()}\nbefore: {machine.load()}\n", flush=True)
-    try:
+
+    def measured() -> bool:
         results = [
             _result(intervals, fault, runs)
             for intervals, runs in ((SHIPPED, options.runs), (COMMON, options.common_runs))
             for fault in faults
             if runs
         ]
-    except (StackError, ToolMissing, StandinError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    print(f"\nSeconds from the fault to the act:\n\n{_totals(results)}")
-    print(f"\nThe median of each share of them, in seconds:\n\n{_shares(results)}")
-    print(f"\nafter: {machine.load()}")
-    return 0
+        print(f"\nSeconds from the fault to the act:\n\n{_totals(results)}")
+        print(f"\nThe median of each share of them, in seconds:\n\n{_shares(results)}")
+        return True
+
+    return run(measured, StackError, ToolMissing, StandinError)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.reaction", description=__doc__)
-    parser.add_argument(
-        "--runs", type=_count, default=7, metavar="N", help="with shipped intervals (%(default)s)"
-    )
-    parser.add_argument(
-        "--common-runs",
-        type=_count,
-        default=3,
-        metavar="N",
-        help="with a 15 s scrape and evaluation interval (%(default)s); 0 for none",
-    )
+    add_count(parser, "--runs", 7, "with shipped intervals; 0 for none", least=0, most=1000)
+    common = "with a 15 s scrape and evaluation interval; 0 for none"
+    add_count(parser, "--common-runs", 3, common, least=0, most=1000)
     parser.add_argument("--fault", action="append", choices=_names(), help="only this; repeatable")
     return parser
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) > 1000:
-        raise argparse.ArgumentTypeError(f"a number of runs from 0 to 1000, not {text!r}")
-    return int(text)
 
 
 def _names() -> list[str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import signal
 import sys
 import tempfile
 import time
@@ -18,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks import machine, process_tree
+from benchmarks.command import add_count, run
 from benchmarks.crowd import Crowd
 from benchmarks.exporters import OURS, PEER, Exporter, ExporterError, Running
 from benchmarks.figures import percentile, table
@@ -81,10 +81,9 @@ class World:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; 1 and one message when something could not be measured."""
     options = _parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    print(f"{machine.describe()}\nbefore: {machine.load()}\n", flush=True)
     records = {OURS.name: Record(), PEER.name: Record()}
-    try:
+
+    def measure() -> bool:
         with (
             tempfile.TemporaryDirectory(prefix="gpu-scrape-") as folder,
             Crowd(options.gpus * options.processes) as crowd,
@@ -103,32 +102,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         options.seconds,
                     )
                     print(f"turn {turn} of {exporter.name} done; {machine.load()}", flush=True)
-    except (ExporterError, StandinError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    bare = process_tree.bare_interpreter()
-    print(f"\n{_report(records[OURS.name], records[PEER.name], bare)}")
-    print(f"\nafter: {machine.load()}")
-    return 0
+        bare = process_tree.bare_interpreter()
+        print(f"\n{_report(records[OURS.name], records[PEER.name], bare)}")
+        return True
+
+    return run(measure, ExporterError, StandinError)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scrape", description=__doc__)
-
-    def add(flag: str, default: int, most: int, text: str) -> None:
-        def whole(typed: str) -> int:
-            if not typed.isdecimal() or not 1 <= int(typed) <= most:
-                raise argparse.ArgumentTypeError(f"a number from 1 to {most}, not {typed!r}")
-            return int(typed)
-
-        parser.add_argument(
-            flag, type=whole, default=default, metavar="N", help=f"{text} (%(default)s)"
-        )
-
-    add("--turns", 3, 100, "how often each exporter is started and measured")
-    add("--seconds", 80, 3600, "how long each turn is measured")
-    add("--gpus", 8, 64, "cards")
-    add("--processes", 64, 128, "processes a card")
+    add_count(parser, "--turns", 3, "how often each exporter is started and measured", most=100)
+    add_count(parser, "--seconds", 80, "how long each turn is measured")
+    add_count(parser, "--gpus", 8, "cards", most=64)
+    add_count(parser, "--processes", 64, "processes a card", most=128)
     return parser
 
 

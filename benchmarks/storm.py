@@ -19,11 +19,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import psutil
 
-from benchmarks import machine
+from benchmarks.command import run
 from benchmarks.figures import percentile, table
 from tests.remediator.edge.support import (
     GPU,
@@ -333,7 +334,10 @@ def _seconds(found: Sequence[float]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; 1 when a goal was missed."""
     options = _parser().parse_args(arguments)
-    print(f"{machine.describe()}\nbefore: {machine.load()}\n", flush=True)
+    return run(partial(_met, options))
+
+
+def _met(options: argparse.Namespace) -> bool:
     with tempfile.TemporaryDirectory(prefix="storm-") as folder:
         card = ExporterStandIn()
         server = RealServer(
@@ -371,8 +375,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finally:
             server.stop()
             card.close()
-    print(f"\nafter: {machine.load()}")
-    return 0 if all(figure.met for figure in figures) else 1
+    return all(figure.met for figure in figures)
 
 
 def _told(figures: list[Figure]) -> list[Figure]:
