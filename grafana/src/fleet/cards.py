@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from grafana.src.dashboard import Row
+from grafana.src.fleet.lines import per_second, reading
 from grafana.src.panel import ORANGE, RED, YELLOW, Query, Timeline, TimeSeries, limit_line, values
 from grafana.src.selection import LEGEND, card, named
 
@@ -24,7 +25,7 @@ HEAT = Row(
                 "where cards differ, the lowest of them."
             ),
             queries=(
-                Query(named(card("gpu_temperature_celsius")), legend=LEGEND),
+                reading("gpu_temperature_celsius"),
                 Query(
                     f"min by (level) ({card('gpu_temperature_threshold_celsius')})",
                     legend="{{level}}",
@@ -41,8 +42,8 @@ HEAT = Row(
                 "step down."
             ),
             queries=(
-                Query(named(card("gpu_power_watts")), legend=LEGEND),
-                Query(named(card("gpu_power_limit_watts")), legend=f"limit {LEGEND}"),
+                reading("gpu_power_watts"),
+                reading("gpu_power_limit_watts", f"limit {LEGEND}"),
             ),
             unit="watt",
             overrides=(limit_line("^limit ", ORANGE),),
@@ -50,7 +51,7 @@ HEAT = Row(
         TimeSeries(
             title="Memory temperature",
             description="Of cards that have a sensor for it.",
-            queries=(Query(named(card("gpu_memory_temperature_celsius")), legend=LEGEND),),
+            queries=(reading("gpu_memory_temperature_celsius"),),
             unit="celsius",
             bottom=None,
             width=6,
@@ -61,7 +62,7 @@ HEAT = Row(
                 "Distance to the nearest temperature at which the card slows down, as it says itself;"
                 " at 0 it does."
             ),
-            queries=(Query(named(card("gpu_temperature_margin_celsius")), legend=LEGEND),),
+            queries=(reading("gpu_temperature_margin_celsius"),),
             unit="celsius",
             bottom=None,
             width=6,
@@ -81,9 +82,7 @@ HEAT = Row(
         TimeSeries(
             title="Fans",
             description="Share of full speed. Passively cooled cards have none of their own.",
-            queries=(
-                Query(named(card("gpu_fan_speed_ratio")), legend=f"{LEGEND} fan {{{{fan}}}}"),
-            ),
+            queries=(reading("gpu_fan_speed_ratio", f"{LEGEND} fan {{{{fan}}}}"),),
             unit="percentunit",
             top=1,
             width=6,
@@ -119,7 +118,7 @@ WORK = Row(
                 " cards differ, the lowest."
             ),
             queries=(
-                Query(named(card("gpu_memory_used_bytes")), legend=LEGEND),
+                reading("gpu_memory_used_bytes"),
                 Query(f"min by (level) ({card('gpu_memory_threshold_bytes')})", legend="{{level}}"),
             ),
             unit="bytes",
@@ -132,10 +131,7 @@ WORK = Row(
                 "not say how much of the card was used. Dashed: saturated from here on."
             ),
             queries=(
-                Query(
-                    named(f"rate({card('gpu_busy_seconds_total')}[$__rate_interval])"),
-                    legend=LEGEND,
-                ),
+                per_second("gpu_busy_seconds_total"),
                 Query(f"min({card('gpu_saturation_threshold_ratio')})", legend="saturated"),
             ),
             unit="percentunit",
@@ -148,7 +144,7 @@ WORK = Row(
                 "Dashed: a hang is suspected, and GPUHang fires. A busy card gets there too."
             ),
             queries=(
-                Query(named(card("gpu_saturated_duration_seconds")), legend=LEGEND),
+                reading("gpu_saturated_duration_seconds"),
                 Query(f"min({card('gpu_saturation_threshold_seconds')})", legend="suspected"),
             ),
             unit="s",
@@ -158,7 +154,7 @@ WORK = Row(
         TimeSeries(
             title="Processes",
             description="How many processes use the card.",
-            queries=(Query(named(card("gpu_processes")), legend=LEGEND),),
+            queries=(reading("gpu_processes"),),
             unit="none",
             decimals=0,
             width=12,

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from grafana.src.dashboard import Row
+from grafana.src.fleet.lines import per_second, reading
 from grafana.src.panel import ORANGE, Query, TimeSeries, limit_line
-from grafana.src.selection import LEGEND, card, named
-
-
-def _rate(metric: str) -> str:
-    return named(f"rate({card(metric)}[$__rate_interval])")
-
+from grafana.src.selection import LEGEND, card
 
 LINKS = Row(
     "Links and divided cards",
@@ -21,8 +17,8 @@ LINKS = Row(
                 " that is not well seated, or a riser that wears out."
             ),
             queries=(
-                Query(named(card("gpu_pcie_link_width")), legend=LEGEND),
-                Query(named(card("gpu_pcie_link_width_max")), legend=f"most {LEGEND}"),
+                reading("gpu_pcie_link_width"),
+                reading("gpu_pcie_link_width_max", f"most {LEGEND}"),
             ),
             unit="none",
             decimals=0,
@@ -36,8 +32,8 @@ LINKS = Row(
                 " contact."
             ),
             queries=(
-                Query(_rate("gpu_pcie_replays_total"), legend=f"{LEGEND} replays"),
-                Query(_rate("gpu_pcie_errors_total"), legend=f"{LEGEND} {{{{kind}}}}"),
+                per_second("gpu_pcie_replays_total", f"{LEGEND} replays"),
+                per_second("gpu_pcie_errors_total", f"{LEGEND} {{{{kind}}}}"),
             ),
             unit="cps",
             width=8,
@@ -46,9 +42,8 @@ LINKS = Row(
             title="NVLink errors",
             description="By link and kind, a second. A link that is down has no counters.",
             queries=(
-                Query(
-                    _rate("gpu_nvlink_errors_total") + "\n> 0",
-                    legend=f"{LEGEND} link {{{{link}}}} {{{{kind}}}}",
+                per_second(
+                    "gpu_nvlink_errors_total", f"{LEGEND} link {{{{link}}}} {{{{kind}}}}", above="0"
                 ),
             ),
             unit="cps",
@@ -57,7 +52,7 @@ LINKS = Row(
         TimeSeries(
             title="NVLink traffic",
             description="Data over all links of a card, by direction.",
-            queries=(Query(_rate("gpu_nvlink_bytes_total"), legend=f"{LEGEND} {{{{direction}}}}"),),
+            queries=(per_second("gpu_nvlink_bytes_total", f"{LEGEND} {{{{direction}}}}"),),
             unit="Bps",
             width=8,
         ),

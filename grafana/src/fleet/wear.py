@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from grafana.src.dashboard import Row
+from grafana.src.fleet.lines import reading
 from grafana.src.panel import (
     GREEN,
     ORANGE,
@@ -95,7 +96,7 @@ WEAR = Row(
                 " and should be replaced."
             ),
             queries=(
-                Query(named(card("gpu_row_remap_pending")), legend=f"{LEGEND} pending"),
+                reading("gpu_row_remap_pending", f"{LEGEND} pending"),
                 Query(f"2 * {named(card('gpu_row_remap_failure'))}", legend=f"{LEGEND} failed"),
             ),
             unit="none",
