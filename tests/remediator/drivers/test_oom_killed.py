@@ -20,7 +20,7 @@ from remediator.managers._kernel_kills import DeathWatch
 from tests.remediator.drivers import standin_systemctl
 from tests.remediator.drivers.standin_engine import Container, Engine, serve
 from tests.remediator.engine.fakes import FakeClock
-from tests.remediator.engine.processes import PYTHON, end
+from tests.remediator.engine.processes import PYTHON, end, supervisord
 from tests.waiting import poll
 
 ONE, TWO = ProcessIdentity(101, 1000.0), ProcessIdentity(102, 2000.0)
@@ -184,14 +184,14 @@ def plain(kernel: Kernel) -> Iterator[managers.ProcessManager]:
 def test_a_plain_process(
     plain: managers.ProcessManager, kernel: Kernel, how: str, kills: int, verdict: bool
 ) -> None:
-    pid = plain.start(5).pid
+    pid = plain.start(30).pid
     assert plain.status().oom_killed is None
     kernel.machine(7 + kills)
     getattr(psutil.Process(pid), how)()
     poll(lambda: plain.status().state == "exited")
     assert plain.status().oom_killed is verdict
     assert [child.pid for child in runner._children if child.pid == pid] == []
-    plain.start(5)
+    plain.start(30)
     assert plain.status().oom_killed is verdict
 
 
@@ -207,29 +207,20 @@ def test_of_an_adopted_process_nobody_can_tell_how_it_ended(kernel: Kernel) -> N
         kernel.machine(8)
     finally:
         stranger.kill()
-        stranger.wait(5)
+        stranger.wait(20)
     assert one.status().oom_killed is None
 
 
 # supervisord: its log says which signal ended a program.
 
-_SUPERVISORD = """
-[supervisord]
-nodaemon=true
-logfile={directory}/supervisord.log
-pidfile={directory}/supervisord.pid
-childlogdir={directory}
-[unix_http_server]
-file={directory}/s.sock
-[rpcinterface:supervisor]
-supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface
+_PROGRAMS = f"""
 [program:ollama]
-command={python} -c "import time; time.sleep(600)"
+command={PYTHON} -c "{SLEEP}"
 autostart=false
 autorestart=false
 startsecs=0
 [program:again]
-command={python} -c "import time; time.sleep(600)"
+command={PYTHON} -c "{SLEEP}"
 autostart=false
 autorestart=true
 startsecs=0
@@ -237,36 +228,27 @@ startsecs=0
 
 
 @pytest.fixture(scope="module")
-def supervisor() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory() as folder:
-        directory = Path(folder)
-        config = directory / "supervisord.conf"
-        config.write_text(_SUPERVISORD.format(directory=directory, python=PYTHON))
-        daemon = subprocess.Popen(
-            [PYTHON, "-W", "ignore", "-m", "supervisor.supervisord", "-c", str(config)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            poll((directory / "s.sock").exists)
-            yield directory / "s.sock"
-        finally:
-            children = psutil.Process(daemon.pid).children(recursive=True)
-            end(daemon.pid)
-            daemon.wait(5)
-            for process in children:
-                end(process.pid)
+def supervisor() -> Iterator[str]:
+    with supervisord(_PROGRAMS) as url:
+        yield url
 
 
-def program(supervisor: Path, kernel: Kernel, name: str) -> managers.ProcessManager:
+def program(supervisor: str, kernel: Kernel, name: str) -> managers.ProcessManager:
     context = managers.Context(SystemClock(), dict, lambda identity: None)
     raw = {
         "type": "supervisord",
-        "url": f"unix://{supervisor}",
+        "url": supervisor,
         "process": name,
         "procfs": str(kernel.procfs),
     }
     return managers.create(raw, "ollama", context)
+
+
+def started(one: managers.ProcessManager) -> psutil.Process:
+    process = psutil.Process(one.start(30).pid)
+    # Before that it is still supervisord's fork, which takes a SIGTERM for its own.
+    poll(lambda: "time.sleep(600)" in " ".join(process.cmdline()))
+    return process
 
 
 @pytest.mark.parametrize(
@@ -274,12 +256,10 @@ def program(supervisor: Path, kernel: Kernel, name: str) -> managers.ProcessMana
     [("kill", 1, True), ("kill", 0, False), ("terminate", 1, False)],
 )
 def test_a_program_of_supervisord(
-    supervisor: Path, kernel: Kernel, how: str, kills: int, verdict: bool
+    supervisor: str, kernel: Kernel, how: str, kills: int, verdict: bool
 ) -> None:
     one = program(supervisor, kernel, "ollama")
-    process = psutil.Process(one.start(10).pid)
-    # Before that it is still supervisord's fork, which takes a SIGTERM for its own.
-    poll(lambda: "time.sleep(600)" in " ".join(process.cmdline()))
+    process = started(one)
     assert one.status().oom_killed is None
     kernel.machine(7 + kills)
     getattr(process, how)()
@@ -287,20 +267,19 @@ def test_a_program_of_supervisord(
     assert one.status().oom_killed is verdict
 
 
-def test_a_program_that_supervisord_started_again_at_once(supervisor: Path, kernel: Kernel) -> None:
+def test_a_program_that_supervisord_started_again_at_once(supervisor: str, kernel: Kernel) -> None:
     one = program(supervisor, kernel, "again")
-    first = one.start(10)
-    one.status()
+    first = started(one)
+    assert one.status().oom_killed is None
     kernel.machine(8)
-    psutil.Process(first.pid).kill()
+    first.kill()
 
-    def back() -> bool:
-        now = one.status().identity
-        return now is not None and not now.same(first)
+    def again() -> managers.ProcessStatus | None:
+        # It is starting, with a pid, before supervisord says that it runs.
+        now = one.status()
+        return now if now.running and now.identity.pid != first.pid else None
 
-    poll(back)
-    assert (one.status().state, one.status().oom_killed) == ("running", True)
-    one.stop(None, 10)
+    assert poll(again).oom_killed is True
 
 
 # systemd and container engines say it themselves.
@@ -333,7 +312,7 @@ def test_a_unit_of_systemd(
     raw = {"type": "systemd", "unit": "ollama.service", "systemctl": str(systemctl)}
     one = managers.create(raw, "ollama", context)
     assert one.status().oom_killed is None, "it has never run"
-    one.start(5)
+    one.start(30)
     assert one.status().oom_killed is None
     ended = {"ExecMainExitTimestampMonotonic": 9, "ExecMainStatus": signal, "Result": result}
     put(ActiveState="failed", **ended)
@@ -354,7 +333,7 @@ def test_a_container(said: bool, code: int, verdict: bool | None) -> None:
         context = managers.Context(SystemClock(), dict, lambda identity: None)
         raw = {"type": "docker", "container": "ollama", "url": f"unix://{folder}/d.sock"}
         one = managers.create(raw, "ollama", context)
-        one.start(5)
+        one.start(30)
         assert one.status().oom_killed is None
         container.put(OOMKilled=said)
         container.end(code)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import psutil
 import pytest
 
 from remediator import managers
@@ -20,7 +18,7 @@ from remediator.managers import ServerLog
 from remediator.managers._server_log import LONGEST_LINE, PAGE_BYTES
 from tests.remediator.drivers import standin_journalctl, standin_systemctl
 from tests.remediator.drivers.standin_engine import Container, Engine, serve
-from tests.remediator.engine.processes import PYTHON, end
+from tests.remediator.engine.processes import PYTHON, supervisord
 from tests.waiting import poll
 
 T = 1_763_760_000.0
@@ -247,21 +245,6 @@ def test_a_log_that_the_engine_does_not_give_is_said(
 
 # A program of supervisord: both of its files, over the real daemon.
 
-_CONFIG = """
-[supervisord]
-nodaemon=true
-logfile={directory}/supervisord.log
-pidfile={directory}/supervisord.pid
-childlogdir={directory}
-[unix_http_server]
-file={directory}/s.sock
-[rpcinterface:supervisor]
-supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface
-[program:llm]
-command={python} -IS -u {directory}/server.py
-startsecs=0
-autorestart=false
-"""
 _SERVER = """
 import pathlib, sys, time
 here = pathlib.Path(__file__).parent
@@ -281,41 +264,22 @@ while True:
 
 
 @pytest.fixture
-def supervised() -> Iterator[tuple[Path, Follower]]:
-    with tempfile.TemporaryDirectory() as folder:
-        directory = Path(folder)
-        (directory / "server.py").write_text(_SERVER)
-        config = directory / "supervisord.conf"
-        config.write_text(_CONFIG.format(directory=directory, python=PYTHON))
-        daemon = subprocess.Popen(
-            [PYTHON, "-W", "ignore", "-m", "supervisor.supervisord", "-c", str(config)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            poll((directory / "s.sock").exists)
-            raw = {
-                "type": "supervisord",
-                "url": f"unix://{directory}/s.sock",
-                "process": "llm",
-            }
-            one = manager_of(raw)
-            poll(lambda: one.status().running)
-            yield directory, Follower(one.log())
-        finally:
-            children = psutil.Process(daemon.pid).children(recursive=True)
-            end(daemon.pid)
-            daemon.wait(5)
-            for process in children:
-                end(process.pid)
+def supervised(tmp_path: Path) -> Iterator[tuple[Path, Follower]]:
+    """What the program is to say, and who reads it."""
+    server = tmp_path / "server.py"
+    server.write_text(_SERVER)
+    command = f"[program:llm]\ncommand={PYTHON} -IS -u {server}\nstartsecs=0\nautorestart=false\n"
+    with supervisord(command) as url:
+        one = manager_of({"type": "supervisord", "url": url, "process": "llm"})
+        poll(lambda: one.status().running)
+        yield tmp_path / "say", Follower(one.log())
 
 
 def test_a_program_of_supervisord_is_read_on_both_its_streams(
     supervised: tuple[Path, Follower],
 ) -> None:
-    directory, one = supervised
+    said, one = supervised
     assert one.page() == []
-    said = directory / "say"
     said.write_bytes("out ü\nError \x1b[31mred\x1b[0m\n".encode())
     lines: list[str] = []
     poll(lambda: lines.extend(one.page()) or len(lines) >= 2)

@@ -9,14 +9,28 @@ import signal
 import socket
 import subprocess
 import sys
-import time
+import tempfile
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import psutil
 
+from tests.waiting import poll
+
 PYTHON = sys.executable
+_SUPERVISORD = """
+[supervisord]
+nodaemon=true
+logfile=%(here)s/supervisord.log
+pidfile=%(here)s/supervisord.pid
+childlogdir=%(here)s
+[unix_http_server]
+file=%(here)s/s.sock
+[rpcinterface:supervisor]
+supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface
+"""
 
 
 def free_port() -> int:
@@ -63,14 +77,42 @@ def call(url: str, body: Any = None, method: str | None = None) -> Any:
         return json.loads(answer.read())
 
 
-def wait_for_port(port: int, process: subprocess.Popen[bytes], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while True:
+def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
+    def listens() -> bool:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            return
+            return True
         assert process.poll() is None, f"it ended with status {process.returncode}"
-        assert time.monotonic() < deadline, f"nothing listens on {port}"
-        time.sleep(0.02)
+        return False
+
+    poll(listens, f"something listens on {port}")
+
+
+@contextlib.contextmanager
+def supervisord(programs: str) -> Iterator[str]:
+    """The real supervisord with these `[program:x]` sections; yields its URL once it answers."""
+    # Not pytest's folder: the path of a Unix socket has to be short.
+    with tempfile.TemporaryDirectory() as folder:
+        config, address = Path(folder) / "supervisord.conf", f"{folder}/s.sock"
+        config.write_text(_SUPERVISORD + programs)
+        argv = [PYTHON, "-W", "ignore", "-m", "supervisor.supervisord", "-c", str(config)]
+        daemon = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+        def listens() -> bool:
+            assert daemon.poll() is None, f"it ended with status {daemon.returncode}"
+            with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as one:
+                one.connect(address)
+                return True
+            return False
+
+        try:
+            poll(listens)
+            yield f"unix://{address}"
+        finally:
+            children = psutil.Process(daemon.pid).children(recursive=True)
+            end(daemon.pid)
+            daemon.wait(20)
+            for process in children:
+                end(process.pid)
 
 
 @contextlib.contextmanager

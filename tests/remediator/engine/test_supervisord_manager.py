@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,39 +13,30 @@ from remediator import managers
 from remediator.clock import SystemClock
 from remediator.errors import ConfigError, ManagerError
 from remediator.managers import ProcessIdentity
-from tests.remediator.engine.processes import PYTHON, end
+from tests.remediator.engine.processes import PYTHON, end, supervisord
 
-_CONFIG = """
-[supervisord]
-nodaemon=true
-logfile={directory}/supervisord.log
-pidfile={directory}/supervisord.pid
-childlogdir={directory}
-[unix_http_server]
-file={directory}/s.sock
-[rpcinterface:supervisor]
-supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface
+_PROGRAMS = f"""
 [program:good]
-command={python} -c "import time; time.sleep(600)"
+command={PYTHON} -c "import time; time.sleep(600)"
 autostart=false
 autorestart=true
 startsecs=0
 [program:slow]
-command={python} -c "import time; time.sleep(600)"
+command={PYTHON} -c "import time; time.sleep(600)"
 autostart=false
 startsecs=600
 [program:bad]
-command={python} -c "raise SystemExit(3)"
+command={PYTHON} -c "raise SystemExit(3)"
 autostart=false
 startsecs=1
 startretries=0
 [program:once]
-command={python} -c "pass"
+command={PYTHON} -c "pass"
 autostart=false
 autorestart=false
 startsecs=0
 [program:stuck]
-command={python} -c "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+command={PYTHON} -c "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
 autostart=false
 startsecs=1
 stopwaitsecs=600
@@ -55,41 +44,19 @@ stopwaitsecs=600
 
 
 @pytest.fixture(scope="module")
-def socket_path() -> Iterator[Path]:
-    """One supervisord for this module; its folder has a short path, as Unix sockets need."""
-    with tempfile.TemporaryDirectory() as folder:
-        directory = Path(folder)
-        config = directory / "supervisord.conf"
-        config.write_text(_CONFIG.format(directory=directory, python=PYTHON))
-        daemon = subprocess.Popen(
-            [PYTHON, "-W", "ignore", "-m", "supervisor.supervisord", "-c", str(config)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            yield directory / "s.sock"
-        finally:
-            children = psutil.Process(daemon.pid).children(recursive=True)
-            end(daemon.pid)
-            daemon.wait(5)
-            for process in children:
-                end(process.pid)
+def url() -> Iterator[str]:
+    """One supervisord for this module."""
+    with supervisord(_PROGRAMS) as url:
+        yield url
 
 
 @pytest.fixture
-def unit(socket_path: Path, eventually: Callable[..., object]) -> Callable[..., Any]:
+def unit(url: str) -> Callable[..., Any]:
     def make(process: str, **options: Any) -> managers.ProcessManager:
         context = managers.Context(SystemClock(), dict, lambda identity: None)
-        raw = {"type": "supervisord", "url": f"unix://{socket_path}", "process": process}
+        raw = {"type": "supervisord", "url": url, "process": process}
         return managers.create(raw | options, "ollama", context)
 
-    def answers() -> bool:
-        try:
-            return bool(make("good").status())
-        except ManagerError:
-            return False
-
-    eventually(answers)
     return make
 
 
