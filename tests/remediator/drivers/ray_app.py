@@ -6,7 +6,6 @@ The first has OpenAI's API and counts tokens under the names that a vLLM in Ray 
 import asyncio
 import os
 import sys
-import time
 from typing import Any
 
 import ray
@@ -69,5 +68,5 @@ if __name__ == "__main__":
     serve.start(http_options={"host": "127.0.0.1", "port": http})
     serve.run(Engine.bind(), name="llm", route_prefix="/llm")
     serve.run(Other.bind(), name="two", route_prefix="/two")
-    while True:
-        time.sleep(60)
+    # Until whoever started it closes this pipe, or ends.
+    sys.stdin.read()

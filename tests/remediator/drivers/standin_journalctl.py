@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -18,7 +19,7 @@ def main(argv: list[str]) -> int:
         log.write(json.dumps(argv) + "\n")
     mode = (HERE / "mode").read_text() if (HERE / "mode").exists() else ""
     if mode == "hang":
-        time.sleep(600)
+        stay()
     if mode == "broken":
         sys.stderr.write("Failed to open journal: Input/output error\n")
         return 1
@@ -39,6 +40,14 @@ def main(argv: list[str]) -> int:
     if not shown:
         print("-- No entries --")
     return 0
+
+
+def stay() -> None:
+    """Go on until whoever started it kills it, or ends."""
+    parent = os.getppid()
+    while os.getppid() == parent:
+        time.sleep(0.1)
+    sys.exit(1)
 
 
 if __name__ == "__main__":

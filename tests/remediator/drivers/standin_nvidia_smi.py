@@ -9,6 +9,7 @@ model. Texts are those of nvidia-smi 550.163.
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import time
@@ -38,7 +39,7 @@ def main(argv: list[str]) -> int:
         if mode == "deaf":
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         (HERE / "hangs").touch()
-        time.sleep(600)
+        stay()
     uuid = argv[argv.index("-i") + 1]
     card = smi["cards"].get(uuid)
     if card is None:
@@ -89,6 +90,14 @@ def write(smi: dict, card: dict, watts: float) -> None:
     print("All done.")
     card["limit"] = watts
     (HERE / "smi.json").write_text(json.dumps(smi))
+
+
+def stay() -> None:
+    """Go on until whoever started it kills it, or ends."""
+    parent = os.getppid()
+    while os.getppid() == parent:
+        time.sleep(0.1)
+    sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ at once), `queued` (it has not begun until then), `stuck` (it never ends), `dies
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -23,7 +24,7 @@ def main(argv: list[str]) -> int:
     unit = json.loads((HERE / "unit.json").read_text())
     mode = unit["mode"]
     if mode == "hang":
-        time.sleep(600)
+        stay()
     if "show" in argv:
         return show(unit, argv)
     if mode == "refuse":
@@ -115,6 +116,15 @@ NEW = {
     "ExecMainExitTimestampMonotonic": 0,
     "ActiveExitTimestampMonotonic": 0,
 }
+
+
+def stay() -> None:
+    """Go on until whoever started it kills it, or ends."""
+    parent = os.getppid()
+    while os.getppid() == parent:
+        time.sleep(0.1)
+    sys.exit(1)
+
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

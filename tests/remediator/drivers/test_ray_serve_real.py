@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import signal
 import subprocess
 import tempfile
 import threading
@@ -88,14 +87,17 @@ def ray() -> Iterator[Ray]:
     argv = [str(PYTHON), str(Path(__file__).with_name("ray_app.py")), *map(str, ports)]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            [*argv, str(folder / "t")], stdout=log, stderr=log, env=environment
+            [*argv, str(folder / "t")],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            env=environment,
         )
     try:
         yield Ray(*ports, folder, process)
     finally:
-        process.send_signal(signal.SIGTERM)
         try:
-            process.wait(30)
+            process.communicate(timeout=30)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait(10)
