@@ -19,6 +19,7 @@ from tests.remediator.edge.support import (
     alert,
     body,
     command,
+    in_process,
     write_config,
 )
 from tests.waiting import poll
@@ -240,3 +241,26 @@ def test_a_crowd_that_asks_whether_it_is_ready_costs_one_write_a_second(
     assert remediator.store._db.total_changes > before
     remediator.remediator.world.stopping.set()
     assert ready() == 503
+
+
+def test_a_heat_alert_that_is_answered_503_reaches_the_emergency_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with in_process(tmp_path) as running:
+        said = []
+        worker = running.remediator.worker
+        monkeypatch.setattr(worker.emergency, "_told", {})
+        real = type(running.store).transaction
+
+        def fails(*_: object) -> object:
+            running.store.failing = True
+            raise StorageError("the disk is full")
+
+        monkeypatch.setattr(type(running.store), "transaction", fails)
+        for name in ("GPUTemperatureShutdown", "LLMServiceDown"):
+            reply = running.deliver(alert(name, uuid="GPU-1"))
+            said.append(reply.status_code)
+        monkeypatch.setattr(type(running.store), "transaction", real)
+        told = [episode.alertname for _, episode in worker.emergency._told.values()]
+        assert said == [503, 503]
+        assert told == ["GPUTemperatureShutdown"], "only a stop for heat does not wait"
