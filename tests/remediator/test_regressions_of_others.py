@@ -19,6 +19,7 @@ from remediator.errors import ConfigError
 from remediator.playbooks import load
 from remediator.services import ServiceProbe
 from tests.remediator.engine.bench import Bench
+from tests.remediator.engine.benches import benches
 
 ROOT = Path(__file__).resolve().parents[2]
 Make = Callable[..., Bench]
@@ -63,15 +64,8 @@ def test_its_tests_are_there(where: str, tests: list[str]) -> None:
 
 @pytest.fixture
 def make_bench(tmp_path: Path) -> Iterator[Make]:
-    made: list[Bench] = []
-
-    def make(**more: object) -> Bench:
-        made.append(Bench(tmp_path / f"state{len(made)}", **more))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
+    with benches(tmp_path, Bench) as make:
+        yield make
 
 
 def test_nvsentinel_121_what_a_person_stopped_goes_on_to_no_later_rung(make_bench: Make) -> None:

@@ -6,20 +6,13 @@ from pathlib import Path
 import pytest
 
 from tests.remediator.engine.bench import Bench
+from tests.remediator.engine.benches import benches
 
 
 @pytest.fixture
 def make_bench(tmp_path: Path) -> Iterator[Callable[..., Bench]]:
-    """Benches over one state directory; closed afterwards."""
-    made: list[Bench] = []
-
-    def make(**more: object) -> Bench:
-        made.append(Bench(tmp_path / f"state{len(made)}", **more))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
+    with benches(tmp_path, Bench) as make:
+        yield make
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ ALLOWED = ["service_restart", "service_stop", "gpu_reset"]
 RECOVERY = "GPURecoveryActionRequired"
 XID = "GPUXidCritical"
 LOST = "GPULost"
+HOT = "GPUTemperatureShutdown"
 ALL_CHECKS = [
     "one_card",
     "device_fault",
@@ -24,6 +25,16 @@ ALL_CHECKS = [
     "control",
     "exporter_release",
     "strangers",
+]
+
+WHOLE = [
+    ("preflight_reset", "done"),
+    ("stop_service", "done"),
+    ("reset_gpu", "done"),
+    ("start_service", "done"),
+    ("wait_ready", "done"),
+    ("load_models", "done"),
+    ("canary", "done"),
 ]
 
 
@@ -165,3 +176,22 @@ class DeviceBench(Bench):
     def held(self, name: str = "ollama") -> str | None:
         with self.store.reading() as tx:
             return tx.inventory.service(name).held_reason
+
+
+def refuse(words: str) -> Any:
+    def refuses(uuid: str) -> bool:
+        raise ControlError(words)
+
+    return refuses
+
+
+def end(bench: DeviceBench) -> tuple[str, str]:
+    return bench.run.state, bench.run.reason
+
+
+def later(bench: DeviceBench, seconds: float, what: Callable[[], object]) -> None:
+    bench.clock.at(bench.clock.passed + seconds, what)
+
+
+def heat(bench: DeviceBench, celsius: float, number: int = 0) -> None:
+    bench.cards[bench.uuids[number]].celsius = celsius
