@@ -18,16 +18,16 @@ from remediator.errors import ServiceError
 from remediator.services import Capabilities, ServiceDriver
 from remediator.services.base import Able
 from tests.remediator.engine.dialects import OpenAi, SgLang, served
-from tests.remediator.engine.processes import call, simulated_gpus, simulated_ollama
-from tests.remediator.engine.ray_dialect import RayServe
-from tests.remediator.engine.test_llamacpp_driver import (
+from tests.remediator.engine.llamacpp_dialect import (
     CANARY,
     COMPLETION,
     IDLE,
     Answers,
     Router,
 )
-from tests.remediator.engine.test_llamacpp_driver import MODELS as LLAMA_MODELS
+from tests.remediator.engine.llamacpp_dialect import MODELS as LLAMA_MODELS
+from tests.remediator.engine.processes import call, simulated_gpus, simulated_ollama
+from tests.remediator.engine.ray_dialect import RayServe
 from tests.remediator.engine.test_openai_driver import NAMES, PAGE
 from tests.remediator.engine.triton_dialect import Triton
 from tests.remediator.engine.vllm_server import fake_vllm
