@@ -18,8 +18,8 @@ from exporter.errors import BackendError, DeviceFault
 from exporter.frames import HealthFrame, ProcessesFrame, SampleFrame
 from exporter.readings import BackendReason, DeviceHealth, FaultReason, Sample
 from exporter.sampling import Collector
+from tests.exporter.fake_nvml import FakeNvml
 from tests.exporter.fakes import FakeClock
-from tests.exporter.test_nvml_backend import FakeNvml
 
 TREES = Path(__file__).parent / "jetson"
 KIB = 1024
@@ -117,7 +117,7 @@ def test_a_thor_leaves_out_what_its_files_do_not_say(board) -> None:
     assert read.utilization_ratio is None
     # The power of the whole board is not that of its GPU.
     assert read.power_watts is None
-    assert found.processes() is None
+    assert found.processes().processes is None
 
 
 def test_the_utilisation_of_a_thor_comes_through_nvml(board) -> None:
@@ -184,7 +184,7 @@ def test_a_file_that_says_nothing_costs_only_its_reading(board, path, value, rea
 
 
 def test_processes_where_debugfs_is_readable(board) -> None:
-    found = [(one.pid, one.memory_used_bytes) for one in device(board()).processes()]
+    found = [(one.pid, one.memory_used_bytes) for one in device(board()).processes().processes]
     assert found == [(4242, 2**31), (1301, 40960 * KIB)]
 
 

@@ -11,101 +11,10 @@ from exporter.backends.nvml import NvmlBackend
 from exporter.environment import Environment
 from exporter.errors import BackendError, DeviceFault, ReadingError
 from exporter.readings import BackendReason, DeviceHealth, FaultReason
+from tests.exporter.fake_nvml import FakeNvml
 from tests.exporter.fakes import FakeClock
 
 GIB = 2**30
-
-
-class FakeNvml:
-    """Answers like nvidia-ml-py; `errors` maps a function, or (function, gpu), to a code."""
-
-    NVML_TEMPERATURE_GPU = 0
-    nvmlMemory_v2 = 2  # noqa: N815  the name in the library
-
-    class NVMLError(Exception):
-        def __init__(self, value: int) -> None:
-            super().__init__(f"code {value}")
-            self.value = value
-
-    def __init__(self, gpus: int = 2) -> None:
-        self.gpus = gpus
-        self.errors: dict[object, int] = {}
-        self.calls: list[tuple[str, int | None]] = []
-        self.processes: list[SimpleNamespace] = []
-        # By number: a value, or minus the code of an error; others are not supported.
-        self.fields: dict[int, int] = {82: 71}
-        self.event = SimpleNamespace(device=1, eventType=0x8, eventData=79)
-
-    def __getattr__(self, name: str):
-        if not name.startswith("nvml"):
-            raise AttributeError(name)
-
-        def call(handle=None, *arguments, **_):
-            self.calls.append((name, handle))
-            code = self.errors.get(name) or self.errors.get((name, handle))
-            if code:
-                raise self.NVMLError(code)
-            return self.answer(name, handle, arguments)
-
-        return call
-
-    def field(self, number: int) -> SimpleNamespace:
-        value = self.fields.get(number, -3)
-        return SimpleNamespace(
-            nvmlReturn=-value if value < 0 else 0,
-            valueType=3,
-            value=SimpleNamespace(ullVal=value),
-        )
-
-    def answer(self, name, handle, arguments):
-        values = {
-            "nvmlInit": None,
-            "nvmlShutdown": None,
-            "nvmlDeviceGetCount": self.gpus,
-            "nvmlDeviceGetHandleByIndex": handle,
-            "nvmlSystemGetDriverVersion": "580.95",
-            "nvmlSystemGetCudaDriverVersion": 13010,
-            "nvmlDeviceGetUUID": f"GPU-{handle}",
-            "nvmlDeviceGetName": "NVIDIA A100",
-            "nvmlDeviceGetPciInfo": SimpleNamespace(busId=f"00000000:0{handle}:00.0"),
-            "nvmlDeviceGetVbiosVersion": "92.00",
-            "nvmlDeviceGetMemoryInfo": SimpleNamespace(
-                total=40 * GIB, used=8 * GIB, free=31 * GIB, reserved=1 * GIB
-            ),
-            "nvmlDeviceGetPowerManagementDefaultLimit": 400_000,
-            "nvmlDeviceGetPowerManagementLimitConstraints": (100_000, 400_000),
-            "nvmlDeviceGetPowerManagementLimit": 320_000,
-            "nvmlDeviceGetPowerUsage": 210_500,
-            "nvmlDeviceGetTotalEnergyConsumption": 5_000_000,
-            "nvmlDeviceGetTemperatureV": 64,
-            "nvmlDeviceGetTemperature": 63,
-            "nvmlDeviceGetTemperatureThreshold": 92 if arguments == (0,) else 89,
-            "nvmlDeviceGetUtilizationRates": SimpleNamespace(gpu=97, memory=30),
-            "nvmlDeviceGetClockInfo": 1200,
-            "nvmlDeviceGetMaxClockInfo": 1410,
-            "nvmlDeviceGetCurrentClocksEventReasons": 0x44,
-            "nvmlDeviceGetCurrentClocksThrottleReasons": 0x1,
-            "nvmlDeviceGetPerformanceState": 0,
-            "nvmlDeviceGetNumFans": 2,
-            "nvmlDeviceGetFanSpeed_v2": 40,
-            "nvmlDeviceGetFieldValues": [self.field(one) for one in arguments[0]]
-            if name == "nvmlDeviceGetFieldValues"
-            else None,
-            "nvmlDeviceGetMemoryErrorCounter": 10 * arguments[0] + arguments[2]
-            if name == "nvmlDeviceGetMemoryErrorCounter"
-            else None,
-            "nvmlDeviceGetRemappedRows": (4, 3, 1, 0),
-            "nvmlEventSetCreate": "set",
-            "nvmlEventSetFree": None,
-            "nvmlDeviceGetSupportedEventTypes": 0x18B,
-            "nvmlDeviceRegisterEvents": None,
-            "nvmlEventSetWait_v2": self.event,
-            "nvmlDeviceGetComputeRunningProcesses_v3": self.processes,
-            "nvmlDeviceGetGraphicsRunningProcesses_v3": [],
-        }
-        if name not in values:
-            raise self.NVMLError(13)
-        return values[name]
 
 
 @pytest.fixture
@@ -282,7 +191,7 @@ def test_processes_are_one_each_and_memory_may_be_unknown(nvml) -> None:
         return original(name, handle, arguments)
 
     nvml.answer = answer
-    found = backend_device.processes()
+    found = backend_device.processes().processes
     assert [(one.pid, one.memory_used_bytes) for one in found] == [(7, 100), (8, None)]
 
 
@@ -292,7 +201,7 @@ def test_a_process_on_several_mig_devices_uses_the_memory_of_all(nvml) -> None:
         SimpleNamespace(pid=7, usedGpuMemory=2 * GIB, gpuInstanceId=2),
         SimpleNamespace(pid=8, usedGpuMemory=None, gpuInstanceId=1),
     ]
-    found = opened(nvml).devices[0].processes()
+    found = opened(nvml).devices[0].processes().processes
     assert [(one.pid, one.memory_used_bytes) for one in found] == [(7, 3 * GIB), (8, None)]
 
 
@@ -303,7 +212,7 @@ def test_process_lists_that_fail_or_do_not_exist(nvml) -> None:
     with pytest.raises(ReadingError, match="unknown"):
         device.processes()
     nvml.errors["nvmlDeviceGetComputeRunningProcesses_v3"] = 3
-    assert device.processes() is None
+    assert device.processes().processes is None
 
 
 def test_half_of_a_process_list_is_none(nvml) -> None:
@@ -312,7 +221,7 @@ def test_half_of_a_process_list_is_none(nvml) -> None:
     with pytest.raises(ReadingError, match="unknown"):
         device.processes()
     nvml.errors["nvmlDeviceGetComputeRunningProcesses_v3"] = 3
-    assert device.processes() == []
+    assert device.processes().processes == ()
 
 
 def test_values_that_are_no_readings_are_absent(nvml) -> None:

@@ -12,8 +12,8 @@ from exporter.backends.nvml import NvmlBackend
 from exporter.environment import Environment
 from exporter.errors import BackendError, DeviceFault, ReadingError
 from exporter.readings import FaultReason
+from tests.exporter.fake_nvml import FakeNvml
 from tests.exporter.fakes import FakeClock
-from tests.exporter.test_nvml_backend import FakeNvml
 
 
 @pytest.fixture

@@ -16,59 +16,14 @@ from exporter.backends.replay import ReplayBackend
 from exporter.capture import file as capture_file
 from exporter.environment import Environment
 from exporter.readings import MigInstance, NvLink, ProcessUse
+from tests.exporter.fake_nvml import Parts
 from tests.exporter.fakes import FakeClock
 from tests.exporter.golden import page_of
-from tests.exporter.test_nvml_backend import FakeNvml
 from tests.nvml_standin import Driver, DriverProcess
 
 GIB = 2**30
 SECOND = 1_000_000
 ALL_LINKS = 0xFFFFFFFF
-
-
-class Parts(FakeNvml):
-    """A library with links, MIG devices and process samples, which a test replaces."""
-
-    def __init__(self) -> None:
-        super().__init__(gpus=1)
-        self.scoped: dict[tuple[int, int], int] = {}
-        self.samples: list[SimpleNamespace] = []
-        self.since: list[int] = []
-        self.batches: list[int] = []
-        self.refused: set[int] = set()
-        self.values = {
-            "nvmlDeviceGetMarginTemperature": 21,
-            "nvmlDeviceGetEncoderUtilization": [12, 167_000],
-            "nvmlDeviceGetDecoderUtilization": [0, 167_000],
-            "nvmlDeviceGetCurrPcieLinkGeneration": 1,
-            "nvmlDeviceGetMaxPcieLinkGeneration": 5,
-            "nvmlDeviceGetCurrPcieLinkWidth": 8,
-            "nvmlDeviceGetMaxPcieLinkWidth": 16,
-            "nvmlDeviceGetPcieReplayCounter": 3,
-        }
-
-    def field(self, number):
-        if isinstance(number, int):
-            return super().field(number)
-        value = self.scoped.get(number, -3)
-        return SimpleNamespace(
-            nvmlReturn=-value if value < 0 else 0, valueType=3, value=SimpleNamespace(ullVal=value)
-        )
-
-    def answer(self, name, handle, arguments):
-        if name == "nvmlDeviceGetFieldValues":
-            self.batches.append(len(arguments[0]))
-            if self.refused & set(arguments[0]):
-                raise self.NVMLError(2)
-        if name == "nvmlDeviceGetProcessUtilization":
-            self.since.append(arguments[0])
-            new = [one for one in self.samples if one.timeStamp > arguments[0]]
-            if not new:
-                raise self.NVMLError(6)
-            return new
-        if name == "nvmlDeviceGetPcieThroughput":
-            return 1000 * (arguments[0] + 1)
-        return self.values[name] if name in self.values else super().answer(name, handle, arguments)
 
 
 @pytest.fixture
@@ -318,7 +273,7 @@ def computed(pid: int, at: float, percent: int) -> SimpleNamespace:
 
 
 def utilization(device) -> dict[int, float | None]:
-    return {one.pid: one.utilization_ratio for one in device.processes()}
+    return {one.pid: one.utilization_ratio for one in device.processes().processes}
 
 
 def test_utilisation_by_process_is_that_since_the_last_look(nvml) -> None:

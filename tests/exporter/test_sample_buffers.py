@@ -21,8 +21,8 @@ from exporter.environment import Environment
 from exporter.frames import SampleFrame, decode, encode
 from exporter.policy import SaturationPolicy
 from exporter.saturation import UtilisationHistory
+from tests.exporter.fake_nvml import FakeNvml
 from tests.exporter.fakes import Bench, FakeClock, sample
-from tests.exporter.test_nvml_backend import FakeNvml
 from tests.exporter.test_replay import MINIMAL
 from tests.nvml_standin import Driver
 
