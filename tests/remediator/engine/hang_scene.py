@@ -118,3 +118,8 @@ class Scene:
         for service in self.bench.world.services.values():
             self.bench.prober.probe(service)
         self.at(5.0, self._look)
+
+
+def stall(scene: Scene) -> None:
+    scene.engine.stuck = True
+    scene.engine.waiting = 3
