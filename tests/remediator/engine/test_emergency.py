@@ -6,16 +6,16 @@ import contextlib
 import json
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from remediator.engine.emergency import EmergencyStop
 from remediator.engine.gathering import PAUSED
-from remediator.errors import StorageError
 from remediator.store.inventory import HOLDER
 from tests.remediator.engine.bench import Bench
+from tests.remediator.engine.emergency_scene import SHUTDOWN, calls, fail, heal, hot, refused
 
-SHUTDOWN = "GPUTemperatureShutdown"
 WARNING = "GPUTemperatureWarning"
 Make = Callable[..., Bench]
 
@@ -24,32 +24,6 @@ Make = Callable[..., Bench]
 def bench(make_bench: Make) -> Bench:
     """A service that heats its card to 91 °C while it runs."""
     return hot(make_bench(services=("ollama",)))
-
-
-def hot(bench: Bench) -> Bench:
-    for card in bench.cards.values():
-        card.celsius = lambda watts: (
-            91.0 if any(m.identity for m in bench.managers.values()) else 70.0
-        )
-    return bench
-
-
-def fail(bench: Bench) -> None:
-    now = bench.disk.transactions
-    bench.disk.fail_at = set(range(now, now + 100_000))
-
-
-def heal(bench: Bench) -> None:
-    bench.disk.fail_at = set()
-
-
-def refused(bench: Bench, **target: str) -> None:
-    with pytest.raises(StorageError):
-        bench.fire(SHUTDOWN, **target)
-
-
-def calls(bench: Bench) -> list[str]:
-    return bench.managers["ollama"].calls
 
 
 def told_once(bench: Bench) -> None:
@@ -80,6 +54,15 @@ def outage(bench: Bench) -> bytes:
     refused(bench)
     bench.pass_time(5)
     return bench.store.emergency.path.read_bytes()
+
+
+def there_again(bench: Bench, journal: Path, kept: bytes) -> None:
+    """The journal of an outage that was over is there when the remediator starts: no new run."""
+    journal.write_bytes(kept)
+    bench.restart()
+    bench.pass_time(5)
+    assert len(bench.runs) == 1
+    assert not journal.exists()
 
 
 def test_an_alert_that_could_not_be_stored_still_stops_the_service(bench: Bench) -> None:
@@ -143,12 +126,8 @@ def test_what_was_taken_over_is_not_taken_over_again(bench: Bench) -> None:
     heal(bench)
     bench.pass_time(5)
     # A crash between the commit and the removal of the file.
-    journal.write_bytes(kept)
-    bench.restart()
-    bench.pass_time(5)
-    assert len(bench.runs) == 1
+    there_again(bench, journal, kept)
     assert len(bench.events("emergency")) == 1
-    assert not journal.exists()
 
 
 def test_what_was_taken_over_long_ago_is_not_taken_over_again(bench: Bench) -> None:
@@ -157,12 +136,8 @@ def test_what_was_taken_over_long_ago_is_not_taken_over_again(bench: Bench) -> N
     # Another outage, taken over as well; then somebody puts the file of the first one back.
     bench.store.emergency.append("undone", lease=7, target=["gpu", "x"], time=bench.clock.now())
     bench.pass_time(5)
-    journal.write_bytes(kept)
-    bench.restart()
-    bench.pass_time(5)
-    assert len(bench.runs) == 1
+    there_again(bench, journal, kept)
     assert len(bench.events("emergency")) == 2
-    assert not journal.exists()
 
 
 def test_entries_of_which_the_file_has_only_the_first_are_taken_over_once(bench: Bench) -> None:

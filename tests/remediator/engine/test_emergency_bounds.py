@@ -8,26 +8,12 @@ from collections.abc import Callable
 import pytest
 
 from remediator.alertmanager import Alert, Notification
-from remediator.errors import OutcomeUnknown, StorageError
+from remediator.errors import OutcomeUnknown
 from remediator.store.inventory import HOLDER
 from tests.remediator.engine.bench import Bench
+from tests.remediator.engine.emergency_scene import SHUTDOWN, fail, heal, refused
 
-SHUTDOWN = "GPUTemperatureShutdown"
 Make = Callable[..., Bench]
-
-
-def fail(bench: Bench) -> None:
-    now = bench.disk.transactions
-    bench.disk.fail_at = set(range(now, now + 100_000))
-
-
-def heal(bench: Bench) -> None:
-    bench.disk.fail_at = set()
-
-
-def refused(bench: Bench, **target: str) -> None:
-    with pytest.raises(StorageError):
-        bench.fire(SHUTDOWN, **target)
 
 
 def test_stops_that_the_store_knows_and_those_of_the_journal_are_one_storm(
