@@ -243,8 +243,10 @@ def _said(expected: int | None, freed: Bytes) -> str:
     of = "" if expected is None else f" of the expected {_gib(expected)}"
     if not freed:
         return f"how much that freed{of} could not be read"
-    really = f"freed {_gib(max(0, sum(freed.values())))}{of}"
-    return really if expected is not None else f"{really}; it does not say how much to expect"
+    really = max(0, sum(freed.values()))
+    if expected is None:
+        return f"freed {_gib(really)}; it does not say how much to expect"
+    return f"freed {_gib(really) if really else 0}{of}"
 
 
 def _gib(size: int) -> str:

@@ -62,7 +62,7 @@ def wire(bench: Bench, server: Dialect) -> str:
     return kind
 
 
-def test_what_freed_nothing_is_said_and_the_next_rung_is_tried(
+def test_it_says_freed_0_of_the_expected_and_the_ladder_moves_on(
     make_bench: Callable[..., Bench], server: Dialect
 ) -> None:
     bench = make_bench(services=("llm",), playbooks=LADDER)
@@ -80,13 +80,15 @@ def test_what_freed_nothing_is_said_and_the_next_rung_is_tried(
     bench.fire(ALERT)
     bench.pass_time(120)
     first, restart, _ = bench.steps()
-    expected = " of the expected 37.0 GiB" if kind == "ollama" else ""
-    assert f"unloaded big{':latest' if kind == 'ollama' else ''}; freed 0.0 GiB{expected}" in (
-        first.sentence
-    )
+    said = {
+        "ollama": "unloaded big:latest; freed 0 of the expected 37.0 GiB",
+        # Triton does not say how much memory a model has.
+        "triton": "unloaded big; freed 0.0 GiB; it does not say how much to expect",
+    }
+    assert first.sentence == f"llm {said[kind]}"
     assert (first.state, first.result["reason"]) == ("done", "freed_nothing")
     assert first.result["freed_bytes"] == {bench.uuids[0]: 0}
     assert restart.action == "restart_service"
     assert manager.calls == ["stop 1001", "start 1002"]
     assert (bench.run.state, bench.run.reason) == ("succeeded", "verified")
-    assert any("freed 0.0 GiB" in one["sentence"] for one in bench.audit), "and it is in the audit"
+    assert any(said[kind] in one["sentence"] for one in bench.audit), "and it is in the audit"

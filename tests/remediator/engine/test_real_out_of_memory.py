@@ -227,7 +227,12 @@ def test_one_that_the_kernel_kills_for_its_cgroup_is_known_for_that_and_recovere
     poll(lambda: one.known().out_of_memory)
     one.fire()
     assert set(retried(one)) <= {"ConnectionRefusedError"}
-    assert one.ended().state == "succeeded"
+    run = one.ended()
+    assert (run.playbook, run.state) == ("recover-oom", "succeeded")
+    with one.store.reading() as tx:
+        steps = {step.action: step.state for step in tx.runs.steps(run.id)}
+    assert (steps["load_models"], steps["canary"]) == ("done", "done")
+    assert one.known().models == (MODEL,)
     (said,) = one.sentences("out_of_memory")
     assert "the kernel killed its process" in said
     assert one.known().out_of_memory == 1
