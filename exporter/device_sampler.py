@@ -13,6 +13,7 @@ from exporter.card_opener import CardOpener
 from exporter.clock import Clock
 from exporter.errors import BackendError, DeviceFault, ReadingError
 from exporter.frames import (
+    ErrorsFrame,
     FaultFrame,
     Frame,
     HealthFrame,
@@ -226,7 +227,10 @@ class DeviceSampler:
 
     def _processes(self, device: Device) -> None:
         monotonic = self._clock.monotonic()
-        found = device.processes()
+        result = device.processes()
+        if result.errors:
+            self._emit(ErrorsFrame(self.uuid, "processes", result.errors))
+        found = result.processes
         if found is None:
             self._emit(ProcessesFrame(self.uuid, monotonic))
             return

@@ -88,6 +88,15 @@ class ProcessesFrame:
 
 
 @dataclass(frozen=True, slots=True)
+class ErrorsFrame:
+    """One word for each reading of a collection that failed, where its own frame has none."""
+
+    uuid: str
+    collector: str
+    errors: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class HealthFrame:
     """How well a GPU is, and one word for each reading of it that failed."""
 
@@ -143,6 +152,7 @@ Frame: TypeAlias = (
     | DevicesFrame
     | SampleFrame
     | ProcessesFrame
+    | ErrorsFrame
     | HealthFrame
     | XidFrame
     | FaultFrame
@@ -155,6 +165,7 @@ _KINDS: dict[str, type[Any]] = {
     "devices": DevicesFrame,
     "sample": SampleFrame,
     "processes": ProcessesFrame,
+    "errors": ErrorsFrame,
     "health": HealthFrame,
     "xid": XidFrame,
     "fault": FaultFrame,
@@ -220,6 +231,7 @@ _NESTED: dict[type[Any], dict[str, Callable[[Any], Any]]] = {
     SampleFrame: {"sample": _one(Sample), "errors": tuple, "utilization": _spans},
     Sample: {"clock_events": tuple, "fan_speed_ratios": tuple},
     ProcessesFrame: {"processes": _many(ProcessUse)},
+    ErrorsFrame: {"errors": tuple},
     HealthFrame: {"health": _one(DeviceHealth), "errors": tuple},
     DeviceHealth: {
         "nvlinks": _many(NvLink),

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from exporter.clock import Clock
+from serving.question import Asked, Question, Unanswered
 
 # What a page waits for all filesystems together: a server of one that is gone may not answer for days.
 _PATIENCE_SECONDS = 0.2
+_WORDS = {
+    errno.ENOENT: "not_found",
+    errno.EACCES: "no_permission",
+    errno.EPERM: "no_permission",
+    errno.ETIMEDOUT: "timeout",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +39,7 @@ class HostReading:
     Attributes:
         read_at: time (epoch).
         oom_kills: processes that the kernel killed for memory since boot.
+        errors: one word for each filesystem that could not be read.
     """
 
     read_at: float
@@ -38,6 +47,7 @@ class HostReading:
     memory_available_bytes: int | None = None
     oom_kills: int | None = None
     filesystems: tuple[Filesystem, ...] = field(default=())
+    errors: tuple[str, ...] = ()
 
 
 class HostReader:
@@ -51,13 +61,23 @@ class HostReader:
         statvfs: Callable[[str], os.statvfs_result] = os.statvfs,
     ) -> None:
         """Read below `proc`; `statvfs` stands for the system's."""
-        self._mounts = [_Mount(one, statvfs) for one in dict.fromkeys(mountpoints)]
+        self._mounts = [_question(one, statvfs) for one in dict.fromkeys(mountpoints)]
+        self._lock = threading.Lock()
         self._clock = clock
         self._proc = proc
 
     def read(self) -> HostReading:
         """Read all; what fails is left out."""
-        return replace(self.read_memory(), filesystems=tuple(self._filesystems()))
+        # Asked all at once, and waited for together.
+        with self._lock:
+            asked = [mount.begin() for mount in self._mounts]
+        until = self._clock.monotonic() + _PATIENCE_SECONDS
+        found = [self._filesystem(one, until) for one in asked]
+        return replace(
+            self.read_memory(),
+            filesystems=tuple(one for one in found if isinstance(one, Filesystem)),
+            errors=tuple(one for one in found if isinstance(one, str)),
+        )
 
     def read_memory(self) -> HostReading:
         """Read all but the filesystems, of which one on a network may not answer for long."""
@@ -83,51 +103,23 @@ class HostReader:
         found = re.finditer(pattern, text, re.MULTILINE)
         return {match[1]: int(match[2]) for match in found if match[1] in wanted}
 
-    def _filesystems(self) -> Iterator[Filesystem]:
-        now = self._clock.monotonic()
-        looks = [mount.look(now) for mount in self._mounts]
-        for look in looks:
-            look.done.wait(look.began_at + _PATIENCE_SECONDS - self._clock.monotonic())
-            if look.found is not None:
-                yield look.found
-
-
-class _Look:
-    """One question to a filesystem, and its answer once it is `done`."""
-
-    def __init__(self, began_at: float) -> None:
-        self.began_at = began_at
-        self.done = threading.Event()
-        self.found: Filesystem | None = None
-
-
-class _Mount:
-    """One mount point, asked in a thread of its own: one on a network may not answer for long."""
-
-    def __init__(self, mountpoint: str, statvfs: Callable[[str], os.statvfs_result]) -> None:
-        self._mountpoint = mountpoint
-        self._statvfs = statvfs
-        self._lock = threading.Lock()
-        self._last: _Look | None = None
-
-    def look(self, now: float) -> _Look:
-        """Begin to look, or return the look that has not come back: there is one at a time."""
-        with self._lock:
-            if self._last is not None and not self._last.done.is_set():
-                return self._last
-            look = self._last = _Look(now)
-        threading.Thread(target=self._ask, args=(look,), name="filesystem", daemon=True).start()
-        return look
-
-    def _ask(self, look: _Look) -> None:
+    def _filesystem(self, asked: Asked[Filesystem], until: float) -> Filesystem | str:
+        """Return what it says, or in one word why it says nothing."""
         try:
-            stat = self._statvfs(self._mountpoint)
-            size, free = stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize
-            look.found = Filesystem(self._mountpoint, size, free)
-        except OSError:
-            return
-        finally:
-            look.done.set()
+            return asked.answer(until - self._clock.monotonic())
+        except Unanswered:
+            return "timeout"
+        except OSError as error:
+            return _WORDS.get(error.errno or 0, "unknown")
+
+
+def _question(mountpoint: str, statvfs: Callable[[str], os.statvfs_result]) -> Question[Filesystem]:
+    def ask() -> Filesystem:
+        stat = statvfs(mountpoint)
+        size, free = stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize
+        return Filesystem(mountpoint, size, free)
+
+    return Question(ask, "filesystem")
 
 
 def _kibibytes(value: int | None) -> int | None:

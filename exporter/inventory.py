@@ -13,7 +13,9 @@ from exporter import state_file
 from exporter.config import ExpectedGpus
 from exporter.errors import StorageError
 from exporter.readings import DeviceInfo
+from serving.question import Question, Unanswered
 
+_PATIENCE_SECONDS = 0.5
 FILE_NAME = "expected-gpus.json"
 _REMEMBERED = ("index", "name", "pci_bus_id", "vbios_version", "memory_total_bytes")
 
@@ -36,6 +38,7 @@ class Inventory:
         self._known: dict[str, DeviceInfo] = {}
         self._unsaved = False
         if self._path is not None:
+            self._is_there = Question(self._path.exists, "inventory")
             self._known = _load(self._path)
             self._save(state_file.AT_EASE_SECONDS)
 
@@ -52,8 +55,20 @@ class Inventory:
         return replace(device, **blank)
 
     def was_reset(self) -> bool:
-        """Tell whether the file was removed by `gpu-exporter inventory reset`."""
-        return self._path is not None and not self._path.exists()
+        """Tell whether the file was removed by `gpu-exporter inventory reset`.
+
+        Raises:
+            StorageError: the disk does not answer, for which nobody waits twice, or refuses.
+        """
+        if self._path is None:
+            return False
+        try:
+            return not self._is_there.begin().answer(_PATIENCE_SECONDS)
+        except Unanswered:
+            why = "its disk does not answer; look at `dmesg`"
+        except OSError as error:
+            why = f"cannot be looked for: {error.strerror}; choose another --storage.path"
+        raise StorageError(f"{self._path}: {why}")
 
     def saw(self, devices: Iterable[DeviceInfo]) -> None:
         """Remember these.
@@ -61,7 +76,9 @@ class Inventory:
         Raises:
             StorageError: they could not be written; they are remembered in memory all the same.
         """
-        forgotten = self.was_reset()
+        forgotten = False
+        with contextlib.suppress(StorageError):
+            forgotten = self.was_reset()
         before = {} if forgotten else dict(self._known)
         self._known = dict(before)
         for device in devices:

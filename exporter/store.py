@@ -14,6 +14,7 @@ from exporter.errors import StorageError
 from exporter.frames import (
     BackendFrame,
     DevicesFrame,
+    ErrorsFrame,
     FaultFrame,
     Frame,
     HealthFrame,
@@ -163,6 +164,7 @@ class Store:
             DevicesFrame: self._take_devices,
             SampleFrame: self._take_sample,
             ProcessesFrame: self._take_processes,
+            ErrorsFrame: self._take_errors,
             HealthFrame: self._take_health,
             XidFrame: self._xids.take,
             FaultFrame: self._take_fault,
@@ -211,8 +213,7 @@ class Store:
         try:
             self._inventory.saw(devices)
         except StorageError as error:
-            self._complaints.count("inventory", "storage")
-            self._complaints.say("inventory", str(error))
+            self._not_stored(error)
         for word in frame.errors:
             self._complaints.count("enumeration", word)
         visible = {info.uuid for info in devices}
@@ -266,6 +267,10 @@ class Store:
         if state is not None:
             state.take_processes(frame)
 
+    def _take_errors(self, frame: ErrorsFrame) -> None:
+        for error in frame.errors:
+            self._complaints.count(frame.collector, error)
+
     def _take_health(self, frame: HealthFrame) -> None:
         state = self._gpus.get(frame.uuid)
         if state is not None:
@@ -290,8 +295,15 @@ class Store:
     def _take_heartbeat(self, _: HeartbeatFrame) -> None:
         # Not with each Xid: they come in storms.
         self._xids.save()
-        if self._last_devices is not None and self._inventory.was_reset():
-            self._take_devices(self._last_devices)
+        try:
+            if self._last_devices is not None and self._inventory.was_reset():
+                self._take_devices(self._last_devices)
+        except StorageError as error:
+            self._not_stored(error)
+
+    def _not_stored(self, error: StorageError) -> None:
+        self._complaints.count("inventory", "storage")
+        self._complaints.say("inventory", str(error))
 
     def _not_ready(self, now: float) -> str:
         if self._released:

@@ -14,8 +14,12 @@ from serving import tls as web_tls
 from serving.clock import Clock, SystemClock
 from serving.config import WebConfig
 from serving.errors import ConfigError
+from serving.question import Question, T, Unanswered
 from serving.tls import TlsOffer
 
+# A server of files that is gone may not answer for days: the last good configuration is served on.
+_PATIENCE_SECONDS = 1.0
+_PATIENCE_AT_START_SECONDS = 10.0
 _log = logging.getLogger(__name__)
 
 
@@ -54,8 +58,9 @@ class LiveConfig:
 
     Their contents are compared, not their times: a rotation within one tick of the clock, or by
     exchanging a link, is seen too. What cannot be used is logged, and the last good one stays in
-    force. What would take protection away at run time, if a half-written file said it, needs a
-    restart: no password any more, no TLS any more.
+    force; so it does while the files do not answer, which holds up a request for a second, once.
+    What would take protection away at run time, if a half-written file said it, needs a restart:
+    no password any more, no TLS any more.
     """
 
     def __init__(
@@ -79,7 +84,9 @@ class LiveConfig:
         self._clock = clock or SystemClock()
         self._lock = threading.Lock()
         self._complaint = ""
-        self._loaded = self._load()
+        at_start = Question(lambda: _load(path, check), "web-config")
+        self._loaded = self._answer(at_start, _PATIENCE_AT_START_SECONDS)
+        self._question = Question(self._look, "web-config")
         self._since = self._clock.time()
         _warn(self._loaded.config)
 
@@ -105,10 +112,9 @@ class LiveConfig:
             )
 
     def _refresh(self) -> None:
-        old = self._loaded
-        if not self._complaint and _contents(self._path, old.config) == old.contents:
+        old, new = self._loaded, self._answer(self._question, _PATIENCE_SECONDS)
+        if new is None:
             return
-        new = self._load()
         if (new.tls is None) != (old.tls is None):
             raise ConfigError(f"{self._path}: TLS is switched on or off by a restart only")
         if old.config.users and not new.config.users:
@@ -119,8 +125,20 @@ class LiveConfig:
         self._complaint = ""
         self._loaded = new
 
-    def _load(self) -> Loaded:
+    def _look(self) -> Loaded | None:
+        """Read the files; None where they say what is in force."""
+        in_force = self._loaded
+        if not self._complaint and _contents(self._path, in_force.config) == in_force.contents:
+            return None
         return _load(self._path, self._check)
+
+    def _answer(self, question: Question[T], patience: float) -> T:
+        try:
+            return question.begin().answer(patience)
+        except Unanswered:
+            raise ConfigError(
+                f"{self._path}, or a file that it names, does not answer: look at its mount"
+            ) from None
 
 
 def _load(path: Path, check: Callable[[WebConfig], None] | None) -> Loaded:

@@ -31,7 +31,9 @@ def open_in_turn(found: Enumeration) -> Enumeration:
         devices.append(opened.device)
         if opened.watched:
             watched.append(opened.device.info.uuid)
-    versions = Versions() if found.versions is None else found.versions()
+    versions = Versions(found.driver_version, found.cuda_version)
+    if found.versions is not None:
+        versions = found.versions()
     if found.events is not None and not watched:
         found.events.close()
         listens = False

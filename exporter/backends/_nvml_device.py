@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -12,11 +12,11 @@ from exporter.backends._nvml_buffers import Buffers
 from exporter.backends._nvml_mig import memory_info
 from exporter.backends._nvml_processes import read_processes
 from exporter.backends._nvml_reader import Call, Reader
-from exporter.backends.base import HealthResult, SampleResult
+from exporter.backends.base import HealthResult, ProcessesResult, SampleResult
 from exporter.clock import Clock
 from exporter.environment import Environment
 from exporter.errors import ReadingError
-from exporter.readings import CLOCK_DOMAINS, DeviceInfo, ProcessUse, Sample, clock_event_names
+from exporter.readings import CLOCK_DOMAINS, DeviceInfo, Sample, clock_event_names
 
 _MEMORY_TEMPERATURE_FIELD = 82
 _ENERGY_FIELD = 83
@@ -177,7 +177,7 @@ class NvmlDevice:
         self._reader.check()
         return SampleResult(sample, self._reader.words(), utilization=spans)
 
-    def processes(self) -> Sequence[ProcessUse] | None:
+    def processes(self) -> ProcessesResult:
         """Read pid, memory and utilisation of each process.
 
         Raises:

@@ -8,6 +8,7 @@ from typing import Any
 
 from exporter.backends import _nvml_errors as codes
 from exporter.backends._nvml_reader import Call, Reader
+from exporter.backends.base import ProcessesResult
 from exporter.errors import ReadingError
 from exporter.readings import ProcessUse
 
@@ -43,15 +44,20 @@ class ProcessSamples:
     def read(self, reader: Reader, pids: Collection[int], now: float) -> dict[int, float]:
         """Return utilisation as a ratio by pid, of those of `pids` that computed since the last read.
 
-        The first read, at `now` (monotonic), only finds out where the driver's clock stands.
+        The first read, at `now` (monotonic), only finds out where the driver's clock stands; so does
+        the first one after a failure.
 
         Raises:
             DeviceFault: the GPU is lost or wants a reset.
             BackendError: the driver is gone for all.
         """
-        first = self._last == 0
+        first, failures = self._last == 0, len(reader.failures)
         since = 0 if now - self._heard_at > _LOOK_SECONDS else self._last
         samples = reader.ask("process_utilization", _samples(since)) or ()
+        if len(reader.failures) > failures:
+            # What the next read found would be as old as the last one that went well.
+            self._last = 0
+            return {}
         found = {
             int(one.pid): one.smUtil / 100
             for one in sorted(samples, key=lambda one: int(one.timeStamp))
@@ -75,7 +81,7 @@ def _samples(since: int) -> Call:
     return call
 
 
-def read_processes(reader: Reader, samples: ProcessSamples, now: float) -> list[ProcessUse] | None:
+def read_processes(reader: Reader, samples: ProcessSamples, now: float) -> ProcessesResult:
     """Read each process once: one that both computes and draws is in both lists.
 
     Raises:
@@ -87,13 +93,14 @@ def read_processes(reader: Reader, samples: ProcessSamples, now: float) -> list[
         # Half of a list would be read as the whole.
         raise ReadingError(reader.words()[0])
     if lists == [None, None]:
-        return None
+        return ProcessesResult(None)
     memory = _memory([_by_place(each) for each in lists if each is not None])
     utilization = samples.read(reader, memory.keys(), now)
-    return [
+    found = (
         ProcessUse(pid=pid, memory_used_bytes=used, utilization_ratio=utilization.get(pid))
         for pid, used in memory.items()
-    ]
+    )
+    return ProcessesResult(tuple(found), reader.words())
 
 
 def _by_place(processes: Iterable[Any]) -> dict[tuple[int, object], int | None]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from exporter.backends._smi_cells import Cells, split
 from exporter.backends._smi_command import SmiCommand
 from exporter.backends._smi_query import Query, ask, check
-from exporter.backends.base import HealthResult, SampleResult
+from exporter.backends.base import HealthResult, ProcessesResult, SampleResult
 from exporter.environment import Environment
 from exporter.errors import DeviceFault, ReadingError
 from exporter.readings import (
@@ -99,11 +99,11 @@ class SmiDevice:
         self,
         info: DeviceInfo,
         command: SmiCommand,
-        sample: Callable[[str, SmiCommand], Cells],
+        sample: Callable[[SmiCommand], Cells],
         health: Query,
         environment: Environment,
     ) -> None:
-        """Read this GPU by `command`, its samples through `sample`, which may ask for all at once."""
+        """Read this GPU by `command`, its samples by `sample`, which may ask for all at once."""
         self._info = info
         self._command = command
         self._sample = sample
@@ -122,7 +122,7 @@ class SmiDevice:
             DeviceFault: the GPU, or nvidia-smi about it, does not answer.
             BackendError: no GPU can be read.
         """
-        cells = self._sample(self._info.uuid, self._command)
+        cells = self._sample(self._command)
         return SampleResult(sample_of(cells), tuple(cells.errors))
 
     def health(self) -> HealthResult:
@@ -130,7 +130,7 @@ class SmiDevice:
         cells = row(self._health.read(self._command, self._info.uuid), self._info.uuid)
         return HealthResult(_health_of(cells), tuple(cells.errors))
 
-    def processes(self) -> Sequence[ProcessUse]:
+    def processes(self) -> ProcessesResult:
         """List who computes on it.
 
         Raises:
@@ -153,7 +153,7 @@ class SmiDevice:
                 found[pid] = _together(found[pid], use) if pid in found else use
             elif cells.errors:
                 raise ReadingError(cells.errors[0])
-        return list(found.values())
+        return ProcessesResult(tuple(found.values()))
 
 
 def row(rows: Mapping[str, Cells | DeviceFault], uuid: str) -> Cells:

@@ -56,6 +56,18 @@ class HealthResult:
     errors: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class ProcessesResult:
+    """Who uses a GPU, and one word for each reading of them that failed.
+
+    Attributes:
+        processes: pid, memory and utilisation of each; None where the GPU cannot tell.
+    """
+
+    processes: tuple[ProcessUse, ...] | None
+    errors: tuple[str, ...] = ()
+
+
 class Device(Protocol):
     """One GPU that was opened. Each of its methods is called by one thread at a time.
 
@@ -72,8 +84,8 @@ class Device(Protocol):
         """Read what changes all the time; what is not supported stays None."""
         ...
 
-    def processes(self) -> Sequence[ProcessUse] | None:
-        """Read pid and memory of each process; None where the GPU cannot tell."""
+    def processes(self) -> ProcessesResult:
+        """Read who uses it; what cannot be told of a process stays None."""
         ...
 
     def health(self) -> HealthResult:

@@ -6,7 +6,6 @@ Only a Thor is asked through NVML, and only for the utilisation, for which it ha
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 import pynvml
@@ -14,7 +13,13 @@ import pynvml
 from exporter.backends import _jetson_files as files
 from exporter.backends._sysfs import Tree
 from exporter.backends._thor_nvml import ThorUtilization
-from exporter.backends.base import BackendOptions, Enumeration, HealthResult, SampleResult
+from exporter.backends.base import (
+    BackendOptions,
+    Enumeration,
+    HealthResult,
+    ProcessesResult,
+    SampleResult,
+)
 from exporter.clock import SystemClock
 from exporter.environment import Environment
 from exporter.errors import BackendError, DeviceFault
@@ -99,15 +104,16 @@ class JetsonDevice:
         )
         return SampleResult(sample)
 
-    def processes(self) -> Sequence[ProcessUse] | None:
+    def processes(self) -> ProcessesResult:
         """Read who has memory mapped for the GPU; None without access to debugfs (root)."""
         text = self._tree.text(_CLIENTS)
         if text is None:
-            return None
-        return [
+            return ProcessesResult(None)
+        found = (
             ProcessUse(int(pid), memory_used_bytes=int(kibibytes) * _KIB)
             for _, pid, kibibytes in _CLIENT.findall(text)
-        ]
+        )
+        return ProcessesResult(tuple(found))
 
     def health(self) -> HealthResult:
         """Return an empty one: there are no such readings in these files."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import os
 import pkgutil
 from pathlib import Path
 from typing import cast
@@ -36,10 +37,9 @@ class Machine:
 
     def has_nvidia_smi(self) -> bool:
         """Tell whether there is an nvidia-smi."""
-        # Only here: it brings every packer that Python has.
-        from shutil import which  # noqa: PLC0415
-
-        return which("nvidia-smi") is not None
+        # Not by shutil, which brings every packer that Python has.
+        found = (Path(folder, "nvidia-smi") for folder in os.get_exec_path())
+        return any(one.is_file() and os.access(one, os.X_OK) for one in found)
 
 
 def names() -> tuple[str, ...]:
@@ -89,7 +89,7 @@ def of_this_machine(name: str) -> bool:
 def _check_capture(file: str) -> None:
     if not file:
         raise ConfigError("--backend=replay:FILE wants a file that `gpu-exporter capture` made")
-    # Only here: no other backend needs it.
+    # Only here: it takes 0.4 MiB, and no other backend needs it.
     from exporter.capture.file import load  # noqa: PLC0415
 
     try:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import http.client
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, cast
 from urllib.parse import urlsplit
 
-from exporter.backends.base import BackendOptions, Enumeration, HealthResult, SampleResult
+from exporter.backends.base import (
+    BackendOptions,
+    Enumeration,
+    HealthResult,
+    ProcessesResult,
+    SampleResult,
+)
 from exporter.errors import BackendError, ConfigError, DeviceFault
 from exporter.readings import (
     CLOCK_DOMAINS,
@@ -110,19 +116,20 @@ class SimulatedDevice:
         self.xids_told = max((one["time"] for one in new), default=self.xids_told)
         return SampleResult(_sample(self._last), xids=tuple(int(one["xid"]) for one in new))
 
-    def processes(self) -> Sequence[ProcessUse] | None:
+    def processes(self) -> ProcessesResult:
         """Return the processes that came with the last sample: one reading has both."""
         listed = self._last.get("processes")
         if listed is None:
-            return None
-        return [
+            return ProcessesResult(None)
+        found = (
             ProcessUse(
                 pid=int(one["pid"]),
                 process=str(one.get("name", "")),
                 memory_used_bytes=one.get("memory_bytes"),
             )
             for one in listed
-        ]
+        )
+        return ProcessesResult(tuple(found))
 
     def health(self) -> HealthResult:
         """Return what came with the last sample: the simulator has no other such reading."""

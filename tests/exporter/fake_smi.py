@@ -18,7 +18,8 @@ with open(os.path.join(here, "state.json")) as file:
 wanted = arguments.get("--id")
 gpus = [gpu for gpu in state["gpus"] if wanted in (None, gpu["uuid"])]
 listing = "--list-gpus" in arguments
-faults = [state["fault"]] + ([] if listing else [gpu["_fault"] for gpu in gpus])
+faults = [state["listing" if listing else "fault"]]
+faults += [state["fault"]] if listing else [gpu["_fault"] for gpu in gpus]
 for fault in faults:
     if fault.get("ignore_term"):
         import signal
@@ -123,6 +124,7 @@ class FakeSmi:
         self.program.chmod(0o755)
         self.unknown: list[str] = []
         self.fault: dict[str, Any] = {}
+        self.listing: dict[str, Any] = {}
         self.gpus: list[dict[str, Any]] = [
             {
                 **A100,
@@ -139,6 +141,7 @@ class FakeSmi:
     def publish(self) -> None:
         """Let the next run see what was changed."""
         state = {"gpus": self.gpus, "unknown": self.unknown, "fault": self.fault}
+        state["listing"] = self.listing
         fresh = self.folder / "state.new"
         fresh.write_text(json.dumps(state))
         fresh.replace(self.folder / "state.json")
@@ -156,6 +159,11 @@ class FakeSmi:
     def break_all(self, **fault: Any) -> None:
         """Let every run fail so; nothing: well again."""
         self.fault = fault
+        self.publish()
+
+    def break_listing(self, **fault: Any) -> None:
+        """Let every run that lists the GPUs fail so; nothing: well again."""
+        self.listing = fault
         self.publish()
 
     def calls(self) -> list[list[str]]:

@@ -8,7 +8,13 @@ import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from exporter.backends.base import Enumeration, HealthResult, SampleResult, XidEvent
+from exporter.backends.base import (
+    Enumeration,
+    HealthResult,
+    ProcessesResult,
+    SampleResult,
+    XidEvent,
+)
 from exporter.config import ExpectedGpus
 from exporter.frames import (
     BackendFrame,
@@ -175,7 +181,7 @@ class FakeDevice:
     def __init__(self, device_info: DeviceInfo) -> None:
         self._info = device_info
         self.on_sample: Callable[[], SampleResult] = lambda: SampleResult(sample())
-        self.on_processes: Callable[[], list[ProcessUse] | None] = list
+        self.on_processes: Callable[[], ProcessesResult | list[ProcessUse] | None] = list
         self.on_health: Callable[[], HealthResult] = lambda: HealthResult(health())
 
     @property
@@ -186,7 +192,10 @@ class FakeDevice:
         return self.on_sample()
 
     def processes(self):
-        return self.on_processes()
+        found = self.on_processes()
+        if isinstance(found, ProcessesResult):
+            return found
+        return ProcessesResult(None if found is None else tuple(found))
 
     def health(self) -> HealthResult:
         return self.on_health()

@@ -52,7 +52,7 @@ def _read(store: Store, backend: Backend, time: float, now: float) -> None:
     for device in found.devices:
         uuid, read = device.info.uuid, device.sample()
         store.apply(SampleFrame(uuid, time, now, read.sample, 0.0, read.errors))
-        uses = device.processes()
+        uses = device.processes().processes
         if uses is None:
             store.apply(ProcessesFrame(uuid, now))
         else:

@@ -162,7 +162,7 @@ def told(backend: Backend) -> Bench:
             bench.store.apply(SampleFrame(uuid, time, now, read.sample, 0.0, read.errors))
             health = device.health()
             bench.store.apply(HealthFrame(uuid, now, health.health, 0.0, health.errors))
-            uses = device.processes()
+            uses = device.processes().processes
             known = None if uses is None else len(uses)
             bench.store.apply(ProcessesFrame(uuid, now, uses and tuple(uses), known, 0.0))
         except DeviceFault as fault:

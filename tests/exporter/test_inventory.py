@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import threading
+from pathlib import Path
+
 import pytest
 
 from exporter.errors import StorageError
+from exporter.frames import HeartbeatFrame
 from exporter.inventory import FILE_NAME, Inventory, reset
-from tests.exporter.fakes import info
+from tests.exporter.fakes import Bench, info
 
 
 def test_what_was_seen_is_expected_after_a_restart(tmp_path) -> None:
@@ -62,3 +66,46 @@ def test_a_damaged_or_unwritable_state_says_what_to_do(tmp_path) -> None:
     file.write_text("")
     with pytest.raises(StorageError, match=r"--storage\.path|cannot read"):
         Inventory("auto", file)
+
+
+def test_a_disk_that_does_not_answer_costs_no_page_and_is_counted(
+    tmp_path, monkeypatch, eventually
+) -> None:
+    answers = threading.Event()
+    bench = Bench(inventory=Inventory("auto", tmp_path), gpus=2)
+    exists = Path.exists
+
+    def slow(path: Path) -> bool:
+        assert answers.wait(30)
+        return exists(path)
+
+    def errors() -> int:
+        bench.store.apply(HeartbeatFrame(bench.clock.monotonic()))
+        bench.sample()
+        return bench.store.snapshot().errors.get(("inventory", "storage"), 0)
+
+    monkeypatch.setattr(Path, "exists", slow)
+    monkeypatch.setattr("exporter.inventory._PATIENCE_SECONDS", 0.01)
+    bench.store._inventory = Inventory("auto", tmp_path)
+    try:
+        assert [errors(), errors()] == [1, 2]
+        bench.enumerate(info(0), info(1))
+        assert bench.store.snapshot().expected == 2
+    finally:
+        answers.set()
+    monkeypatch.undo()
+    eventually(lambda: errors() == errors())
+
+
+def test_a_disk_that_refuses_is_an_error_and_no_reset(tmp_path, monkeypatch) -> None:
+    inventory = Inventory("auto", tmp_path)
+    inventory.saw([info(0)])
+
+    def stale() -> bool:
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr(inventory._is_there, "_ask", stale)
+    with pytest.raises(StorageError, match="Stale file handle"):
+        inventory.was_reset()
+    inventory.saw([info(0), info(1)])
+    assert len(inventory.missing(())) == 2

@@ -12,10 +12,14 @@ import pytest
 from exporter.backends import registry
 from exporter.backends._smi_command import SmiCommand, Timeout
 from exporter.backends.nvidia_smi import NvidiaSmiBackend
+from exporter.clock import SystemClock
 from exporter.config import Config, Intervals
+from exporter.device_sampler import Schedule
 from exporter.environment import Environment
 from exporter.errors import BackendError, DeviceFault, ReadingError
+from exporter.frames import DevicesFrame, Frame, SampleFrame
 from exporter.readings import BackendReason, DeviceHealth, FaultReason, Sample
+from exporter.sampling import Collector
 from exporter.service import Service, ServiceOptions
 from tests.exporter.fake_smi import FakeSmi
 from tests.exporter.fakes import FakeClock
@@ -299,7 +303,7 @@ def test_processes_with_odd_names(smi, backend) -> None:
     smi.publish()
     found = [
         (one.pid, one.process, one.memory_used_bytes)
-        for one in backend.open().devices[0].processes()
+        for one in backend.open().devices[0].processes().processes
     ]
     assert found == [(7, "a,", 100 * MIB), (8, "VLLM::EngineCore", None), (9, "", MIB)]
 
@@ -310,7 +314,7 @@ def test_a_process_on_two_mig_devices_is_one(smi, backend) -> None:
         for used in ("100", "[N/A]", "50")
     ]
     smi.publish()
-    (found,) = backend.open().devices[0].processes()
+    (found,) = backend.open().devices[0].processes().processes
     assert (found.pid, found.memory_used_bytes) == (7, 150 * MIB)
 
 
@@ -351,6 +355,52 @@ def test_a_gpu_that_hangs_costs_the_others_one_wait_and_leaves_no_process(
     assert len(smi.hung()) == 2
     smi.break_gpu(0)
     assert first.sample().sample.temperature_celsius == 64
+
+
+def test_a_gpu_that_hangs_from_the_start_holds_up_the_opening_of_itself_only(
+    smi, tmp_path, eventually
+) -> None:
+    smi.break_gpu(0, hang=True)
+    told: list[Frame] = []
+    # Its own run would be waited for until the test is over.
+    backend = NvidiaSmiBackend(Environment(tmp_path), SystemClock(), timeout=300, together=0.5)
+    schedule = Schedule(sample=0.1, check=60, opening=0.1)
+    collector = Collector(backend, schedule, told.append, SystemClock())
+    collector.start()
+    try:
+        eventually(lambda: [one for one in told if isinstance(one, SampleFrame)])
+        assert {one.uuid for one in told if isinstance(one, SampleFrame)} == {"GPU-1"}
+        devices = eventually(
+            lambda: [one for one in told if isinstance(one, DevicesFrame) and one.failed]
+        )[-1]
+        assert [(one.index, one.reason) for one in devices.failed] == [(0, FaultReason.TIMEOUT)]
+    finally:
+        collector.request_stop()
+        for pid in filter(alive, smi.hung()):
+            os.killpg(pid, signal.SIGKILL)
+        assert collector.join(30)
+
+
+def test_those_that_were_listed_once_are_opened_though_the_list_hangs_now(smi, backend) -> None:
+    backend.open()
+    smi.break_gpu(0, hang=True)
+    backend._clock.now += 1
+    with pytest.raises(DeviceFault):
+        backend._sample_query.read(backend._all)
+    backend._apart = True
+    smi.break_listing(hang=True)
+    assert [one.index for one in backend.begin().cards] == [0, 1]
+
+
+def test_when_all_opened_by_themselves_one_run_reads_all_again(smi, backend) -> None:
+    smi.break_gpu(0, code=15, say="GPU is lost")
+    assert [one.info.uuid for one in backend.open().devices] == ["GPU-1"]
+    smi.break_gpu(0)
+    first, second = backend.open().devices
+    before = len(smi.calls())
+    first.sample()
+    second.sample()
+    assert len(smi.calls()) == before + 1
 
 
 def test_one_that_does_not_end_when_asked_is_left_alone_and_no_other_is_started(smi) -> None:

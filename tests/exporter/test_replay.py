@@ -104,7 +104,7 @@ def test_a_call_that_is_not_in_it_is_one_that_the_driver_does_not_know() -> None
     result = device().sample()
     assert (result.sample.temperature_celsius, result.errors) == (45, ())
     assert result.sample.power_watts is None
-    assert device().processes() is None
+    assert device().processes().processes is None
 
 
 def test_a_call_that_hung_times_out() -> None:

@@ -24,7 +24,7 @@ def test_it_reads_what_the_simulator_says(simulator) -> None:
     assert (read.utilization_ratio, read.encoder_utilization_ratio) == (0.97, None)
     assert read.fan_speed_ratios == (0.4,)
     assert read.clock_events is None
-    (process,) = device.processes()
+    (process,) = device.processes().processes
     assert (process.pid, process.process) == (1, "ollama")
     backend.close()
 

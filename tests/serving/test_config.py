@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -186,3 +187,27 @@ def test_a_file_that_goes_away_while_it_is_read_changes_nothing(tmp_path, monkey
         path.write_text(f"tls_server_config:\n{SERVER}  min_version: TLS13\n")
         assert live.current() is first
     assert live.current().config.tls.min_version == "TLS13"
+
+
+def test_files_that_do_not_answer_leave_in_force_what_was_read(
+    tmp_path, monkeypatch, caplog, eventually
+) -> None:
+    path, pipe = tmp_path / "web.yml", tmp_path / "pipe"
+    path.write_text(f"basic_auth_users: {{alice: {HASH}}}")
+    live = LiveConfig(path)
+    assert live.state().is_current
+    monkeypatch.setattr("serving.live._PATIENCE_SECONDS", 0.01)
+    # Reading it waits for somebody who writes, as one of a server that is gone would.
+    os.mkfifo(pipe)
+    pipe.replace(path)
+    for _ in range(3):
+        assert set(live.current().config.users) == {"alice"}
+    assert not live.state().is_current
+    assert caplog.text.count("does not answer") == 1
+    monkeypatch.undo()
+    path.rename(pipe)
+    path.write_text(f"basic_auth_users: {{bob: {HASH}}}")
+    # Once the old look is over, a new one finds what there is now.
+    os.close(os.open(pipe, os.O_RDWR | os.O_NONBLOCK))
+    eventually(lambda: set(live.current().config.users) == {"bob"})
+    assert live.state().is_current
