@@ -7,20 +7,59 @@ that the process which serves took.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache
 from typing import TypeAlias
 
 from exporter.catalogue import Kind, Metric
 
 END_OF_OPENMETRICS = b"# EOF\n"
-Family: TypeAlias = tuple[Metric, list[str]]
-"""A metric and the lines of its series, which both formats share."""
 
 _ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
 _HELP_ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n"})
 _SUFFIXES = {Kind.COUNTER: "_total", Kind.INFO: "_info", Kind.GAUGE: ""}
+
+
+class Series:
+    """How the series of one metric are written; made once, since lines are written by the hundred."""
+
+    __slots__ = ("_order", "_template", "metric", "openmetrics_header", "text_header")
+
+    def __init__(self, metric: Metric) -> None:
+        self.metric = metric
+        self.text_header = _text_header(metric)
+        self.openmetrics_header = _openmetrics_header(metric)
+        names = metric.label_names
+        # By name, as prometheus-client has them.
+        self._order = tuple(sorted(range(len(names)), key=names.__getitem__))
+        labels = ",".join(f'{names[place]}="%s"' for place in self._order)
+        self._template = f"{metric.name}{{{labels}}} %s\n" if names else f"{metric.name} %s\n"
+
+    def line(self, values: tuple[str, ...], value: float) -> str:
+        """Return one series, with the values of its labels in the order of the catalogue.
+
+        Raises:
+            ValueError: there are more or fewer values than labels, or it is no reading: not finite.
+        """
+        if not math.isfinite(value):
+            raise ValueError(f"{self.metric.name}: {value} is not a reading")
+        if len(values) != len(self._order):
+            raise ValueError(f"{self.metric.name}: {values} for {self.metric.label_names}")
+        together = "".join(values)
+        if '"' in together or "\\" in together or "\n" in together:
+            values = tuple(one.translate(_ESCAPES) for one in values)
+        return self._template % (*[values[place] for place in self._order], number(value))
+
+
+Family: TypeAlias = tuple[Series, list[bytes]]
+"""A metric and its lines in pieces (`block`), which both formats share."""
+
+
+def block(lines: Iterable[str]) -> bytes:
+    """Return lines as a piece of a page."""
+    # Half of a surrogate pair cannot be written: one such name must not cost the whole page.
+    return "".join(lines).encode(errors="replace")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,18 +67,17 @@ class Format:
     """How a page is written."""
 
     content_type: str
-    header: Callable[[Metric], str]
+    header: Callable[[Series], bytes]
     end: bytes = b""
 
-    def write(self, families: Iterable[Family], *, last: bool = True) -> bytes:
-        """Return the families as a page; `last` is false where more is to follow."""
-        parts: list[str] = []
-        for metric, lines in families:
-            parts.append(self.header(metric))
-            parts.extend(lines)
-        # Half of a surrogate pair cannot be written: one such name must not cost the whole page.
-        body = "".join(parts).encode(errors="replace")
-        return body + self.end if last else body
+    def write(self, families: Iterable[Family]) -> bytes:
+        """Return the families as a page."""
+        parts: list[bytes] = []
+        for series, blocks in families:
+            parts.append(self.header(series))
+            parts.extend(blocks)
+        parts.append(self.end)
+        return b"".join(parts)
 
 
 def choose(accept: str) -> Format:
@@ -52,22 +90,6 @@ def choose(accept: str) -> Format:
     return OPENMETRICS if named.get("version", "1").partition(".")[0] in {"", "1"} else TEXT
 
 
-def line(metric: Metric, values: tuple[str, ...], value: float) -> str:
-    """Return one series, with the values of its labels in the order of the catalogue.
-
-    Raises:
-        ValueError: there are more or fewer values than labels.
-    """
-    if len(values) != len(metric.label_names):
-        raise ValueError(f"{metric.name}: {len(values)} values for {metric.label_names}")
-    if not values:
-        return f"{metric.name} {number(value)}\n"
-    labels = ",".join(
-        f'{name}="{values[place].translate(_ESCAPES)}"' for name, place in _places(metric)
-    )
-    return f"{metric.name}{{{labels}}} {number(value)}\n"
-
-
 def number(value: float) -> str:
     """Return a finite number as Go prints it, which has exponents sooner than Python."""
     text = repr(float(value))
@@ -78,30 +100,22 @@ def number(value: float) -> str:
     return text
 
 
-@cache
-def _places(metric: Metric) -> tuple[tuple[str, int], ...]:
-    """Return the labels by name, and where the value of each stands."""
-    return tuple(sorted((name, place) for place, name in enumerate(metric.label_names)))
-
-
-@cache
-def _text_header(metric: Metric) -> str:
+def _text_header(metric: Metric) -> bytes:
     kind = Kind.GAUGE if metric.kind is Kind.INFO else metric.kind
     text = metric.help.translate(_HELP_ESCAPES)
-    return f"# HELP {metric.name} {text}\n# TYPE {metric.name} {kind.value}\n"
+    return f"# HELP {metric.name} {text}\n# TYPE {metric.name} {kind.value}\n".encode()
 
 
-@cache
-def _openmetrics_header(metric: Metric) -> str:
+def _openmetrics_header(metric: Metric) -> bytes:
     name = metric.name.removesuffix(_SUFFIXES[metric.kind])
     text = metric.help.translate(_ESCAPES)
     unit = f"# UNIT {name} {metric.unit}\n" if metric.unit else ""
-    return f"# HELP {name} {text}\n# TYPE {name} {metric.kind.value}\n{unit}"
+    return f"# HELP {name} {text}\n# TYPE {name} {metric.kind.value}\n{unit}".encode()
 
 
-TEXT = Format("text/plain; version=0.0.4; charset=utf-8", _text_header)
+TEXT = Format("text/plain; version=0.0.4; charset=utf-8", lambda series: series.text_header)
 OPENMETRICS = Format(
     "application/openmetrics-text; version=1.0.0; charset=utf-8",
-    _openmetrics_header,
+    lambda series: series.openmetrics_header,
     END_OF_OPENMETRICS,
 )

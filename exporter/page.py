@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 from exporter import catalogue, exposition, own_process
-from exporter.exposition import Family, Format
+from exporter.exposition import Family, Series
+from exporter.gpu_rows import PARTS, Part, identity
 from exporter.host import HostReading
 from exporter.own_process import OwnProcess
-from exporter.rows import (
-    Row,
-    exporter_rows,
-    gpu_rows,
-    host_rows,
-    identity,
-    steady_key,
-    steady_rows,
-)
-from exporter.snapshot import Snapshot
+from exporter.rows import Row, exporter_rows, host_rows
+from exporter.snapshot import GpuView, Snapshot
 
 _log = logging.getLogger(__name__)
-_METRICS = {**catalogue.METRICS, **own_process.METRICS}
+_SERIES = {
+    name: Series(metric) for name, metric in (catalogue.METRICS | own_process.METRICS).items()
+}
 
 
 class SnapshotSource(Protocol):
@@ -40,27 +34,18 @@ class SnapshotSource(Protocol):
 
 
 class Families:
-    """Metric families of one rendering, made anew each time; nothing is kept between two."""
+    """Metric families of one rendering, put together from pieces."""
 
-    def __init__(self, on_error: Callable[[str, str, Exception], None]) -> None:
-        """Report what cannot be rendered to `on_error(collector, what, error)`."""
-        self.failed = False
-        self._on_error = on_error
+    def __init__(self) -> None:
         self._families: dict[str, Family] = {}
 
-    def add(self, collector: str, rows: Iterable[Row], labels: tuple[str, ...] = ()) -> None:
-        """Add all rows or none: half of a GPU's series would be read as the whole."""
-        try:
-            prepared = [(_METRICS[row[0]], _line(row, labels)) for row in rows]
-        except Exception as error:  # noqa: BLE001  one bad GPU must not cost the whole page
-            self.failed = True
-            self._on_error(collector, labels[-1] if labels else collector, error)
-            return
-        for metric, line in prepared:
-            family = self._families.get(metric.name)
+    def add(self, pieces: Iterable[tuple[str, bytes]] | None) -> None:
+        """Add pieces, each with the name of its metric; None where they could not be rendered."""
+        for name, piece in pieces or ():
+            family = self._families.get(name)
             if family is None:
-                family = self._families[metric.name] = (metric, [])
-            family[1].append(line)
+                family = self._families[name] = (_SERIES[name], [])
+            family[1].append(piece)
 
     def __iter__(self) -> Iterator[Family]:
         """Yield the families that have a series."""
@@ -68,18 +53,18 @@ class Families:
 
 
 @dataclass(frozen=True, slots=True)
-class _Rendered:
-    """The steady part of a page, and what it was made from."""
+class _Kept:
+    """A part of a GPU's series as it was rendered, and what it was made from."""
 
-    key: object
-    body: bytes
+    seen: tuple[object, ...]
+    pieces: list[tuple[str, bytes]]
 
 
 class Page:
     """Renders the page and never raises.
 
-    What changes seldom is more than half of a page with many processes; it is rendered once and
-    its bytes are served until it changes.
+    Of each GPU only the parts that changed are rendered; the bytes of the others are served again.
+    With many processes, which change seldom, they are most of the page.
     """
 
     def __init__(
@@ -90,7 +75,7 @@ class Page:
         self._read_host = read_host
         self._process = OwnProcess()
         self._more: dict[str, Callable[[], Iterable[Row]]] = {}
-        self._steady: dict[str, _Rendered] = {}
+        self._kept: dict[tuple[str, int], _Kept] = {}
         # A scrape every few seconds would say the same again and again.
         self._logged: set[tuple[str, str]] = set()
 
@@ -102,31 +87,59 @@ class Page:
         """Return the page and its content type, as the Accept header wants it."""
         form = exposition.choose(accept)
         snapshot = self._source.snapshot()
-        steady = self._steady_part(snapshot, form)
-        now = Families(self._failed)
-        for view in snapshot.gpus:
-            now.add("render", gpu_rows(view), identity(view.info))
+        families = Families()
+        self._add_gpus(families, snapshot)
         if self._read_host is not None:
-            read_host = self._read_host
-            now.add("host", _read(lambda: host_rows(read_host())))
+            families.add(self._pieces("host", self._host(self._read_host)))
         for collector, read in self._more.items():
-            now.add(collector, _read(read))
-        now.add("render", exporter_rows(snapshot))
-        now.add("process", _read(self._process.rows))
-        return steady + form.write(now), form.content_type
+            families.add(self._pieces(collector, _read(read)))
+        families.add(self._pieces("render", exporter_rows(snapshot)))
+        families.add(self._pieces("process", _read(self._process.rows)))
+        return form.write(families), form.content_type
 
-    def _steady_part(self, snapshot: Snapshot, form: Format) -> bytes:
-        key = steady_key(snapshot)
-        known = self._steady.get(form.content_type)
-        if known is not None and known.key == key:
-            return known.body
-        collector = Families(self._failed)
+    def _host(self, read_host: Callable[[], HostReading]) -> Iterator[Row]:
+        # Called only where a failure of it costs nothing else.
+        reading = read_host()
+        for error in reading.errors:
+            self._source.count_error("host", error)
+        yield from host_rows(reading)
+
+    def _add_gpus(self, families: Families, snapshot: Snapshot) -> None:
+        before, kept = self._kept, {}
         for view in snapshot.gpus:
-            collector.add("render", steady_rows(view, snapshot), identity(view.info))
-        body = form.write(collector, last=False)
-        if not collector.failed:
-            self._steady[form.content_type] = _Rendered(key, body)
-        return body
+            for number, part in enumerate(PARTS):
+                place = (view.info.uuid, number)
+                known = self._part(part, view, snapshot, before.get(place))
+                if known is not None:
+                    kept[place] = known
+                    families.add(known.pieces)
+        # As a whole: another request may be rendering beside, from a snapshot of its own.
+        self._kept = kept
+
+    def _part(
+        self, part: Part, view: GpuView, snapshot: Snapshot, known: _Kept | None
+    ) -> _Kept | None:
+        labels, made_from = identity(view.info), part.seen(view, snapshot)
+        seen = (labels, *made_from)
+        if known is not None and known.seen == seen:
+            return known
+        pieces = self._pieces("render", part.rows(*made_from), labels)
+        return None if pieces is None else _Kept(seen, pieces)
+
+    def _pieces(
+        self, collector: str, rows: Iterable[Row], labels: tuple[str, ...] = ()
+    ) -> list[tuple[str, bytes]] | None:
+        """Render all rows or none: half of a GPU's series would be read as the whole."""
+        lines: dict[str, list[str]] = {}
+        try:
+            for name, more, value in rows:
+                series = _SERIES[name]
+                values = (*labels, *more) if series.metric.per_gpu else more
+                lines.setdefault(name, []).append(series.line(values, value))
+        except Exception as error:  # noqa: BLE001  one bad GPU must not cost the whole page
+            self._failed(collector, labels[-1] if labels else collector, error)
+            return None
+        return [(name, exposition.block(found)) for name, found in lines.items()]
 
     def _failed(self, collector: str, what: str, error: Exception) -> None:
         self._source.count_error(collector, type(error).__name__)
@@ -138,11 +151,3 @@ class Page:
 def _read(read: Callable[[], Iterable[Row]]) -> Iterator[Row]:
     # Called only where a failure of it costs nothing else.
     yield from read()
-
-
-def _line(row: Row, labels: tuple[str, ...]) -> str:
-    name, more, value = row
-    if not math.isfinite(value):
-        raise ValueError(f"{name}: {value} is not a reading")
-    metric = _METRICS[name]
-    return exposition.line(metric, (*labels, *more) if metric.per_gpu else more, value)

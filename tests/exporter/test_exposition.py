@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 
 from exporter import exposition
 from exporter.catalogue import METRICS, Kind, Metric
+from exporter.exposition import Series
 from exporter.own_process import METRICS as OWN_METRICS
 from exporter.own_process import OwnProcess
 
@@ -48,10 +49,13 @@ class Theirs:
 
 
 def ours(form: exposition.Format, families) -> bytes:
-    return form.write(
-        (metric, [exposition.line(metric, values, value) for values, value in series])
-        for metric, series in families
-    )
+    written = []
+    for metric, found in families:
+        series = Series(metric)
+        lines = [series.line(values, value) for values, value in found]
+        # In pieces, as a page with several cards is put together.
+        written.append((series, [exposition.block(lines[:1]), exposition.block(lines[1:])]))
+    return form.write(written)
 
 
 def same(families) -> None:
@@ -81,15 +85,20 @@ def test_a_help_text_of_odd_characters_is_the_same() -> None:
     )
 
 
-def test_a_part_has_no_end_and_a_page_has_one() -> None:
-    assert exposition.OPENMETRICS.write([], last=False) == b""
+def test_only_openmetrics_has_an_end() -> None:
     assert exposition.OPENMETRICS.write([]) == b"# EOF\n"
     assert exposition.TEXT.write([]) == b""
 
 
 def test_a_series_needs_a_value_for_each_label() -> None:
     with pytest.raises(ValueError, match="gpu_up"):
-        exposition.line(METRICS["gpu_up"], ("0",), 1.0)
+        Series(METRICS["gpu_up"]).line(("0",), 1.0)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_no_reading_is_no_series(value) -> None:
+    with pytest.raises(ValueError, match=r"gpu_up.*not a reading"):
+        Series(METRICS["gpu_up"]).line(("0", "GPU-0"), value)
 
 
 @pytest.mark.parametrize(

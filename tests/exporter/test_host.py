@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import threading
@@ -85,6 +86,23 @@ def test_a_filesystem_that_is_not_there_is_left_out(bench, procfs, tmp_path) -> 
         "host_filesystem_free_bytes",
     }
     assert all(f'mountpoint="{tmp_path}"' in name for name in sizes)
+    assert bench.store.snapshot().errors == {("host", "not_found"): 1}
+
+
+@pytest.mark.parametrize(
+    ("number", "word"),
+    [
+        (errno.EACCES, "no_permission"),
+        (errno.ETIMEDOUT, "timeout"),
+        (errno.ESTALE, "unknown"),
+    ],
+)
+def test_why_a_filesystem_is_left_out_is_counted(bench, procfs, number, word) -> None:
+    def statvfs(path: str) -> os.statvfs_result:
+        raise OSError(number, os.strerror(number))
+
+    get(bench, HostReader(("/",), bench.clock, procfs, statvfs).read, "/metrics")
+    assert bench.store.snapshot().errors == {("host", word): 1}
 
 
 @pytest.mark.parametrize(
@@ -211,6 +229,9 @@ def test_a_filesystem_that_does_not_answer_holds_up_no_page(bench, procfs, event
         assert asked.count("/models") == 1, "one look at a time"
         _, page = get(bench, reader.read, "/metrics")
         assert b"gpu_up{" in page
+        # Each page that lacks it is an error.
+        get(bench, reader.read, "/metrics")
+        assert bench.store.snapshot().errors == {("host", "timeout"): 2}
     finally:
         answers.set()
     eventually(lambda: mountpoints() == {"/models", "/"})

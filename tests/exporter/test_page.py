@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 import re
 import subprocess
 
@@ -12,13 +13,14 @@ from prometheus_client.parser import text_string_to_metric_families as prometheu
 
 from deploy.local.binaries import find
 from exporter.catalogue import METRICS, Kind
-from exporter.frames import BackendFrame, FaultFrame
+from exporter.exposition import Series
+from exporter.frames import BackendFrame, DevicesFrame, FailedDevice, FaultFrame
 from exporter.host import HostReader
 from exporter.page import Page
 from exporter.readings import BackendReason, DeviceHealth, FaultReason, ProcessUse, Sample
 from exporter.web.config_rows import config_rows
 from serving.live import State
-from tests.exporter.fakes import Bench, info
+from tests.exporter.fakes import Bench, health, info
 
 
 class Served:
@@ -28,6 +30,7 @@ class Served:
         return State(is_current=True, since=1.0, certificate_expires=2.0)
 
 
+LOST = FaultReason.LOST
 OWN = re.compile(r"(gpu|host)_")
 
 
@@ -310,12 +313,80 @@ def test_an_odd_accept_header_gets_a_page(version) -> None:
     assert "gpu_up{" in rendered(bench, f"application/openmetrics-text; version={version}")
 
 
-def test_invented_versions_do_not_fill_memory() -> None:
+def test_what_is_kept_does_not_grow_with_invented_versions_or_with_cards_that_are_gone() -> None:
     bench = full()
     page = Page(bench.store)
-    for number in range(50):
+    rendered(bench, page=page)
+    kept = len(page._kept)
+    for number in range(20):
         rendered(bench, f"application/openmetrics-text; version=1.0.{number}", page)
-    assert len(page._steady) < 10
+        bench.store.apply(DevicesFrame((info(0), info(1)), (FailedDevice(number, LOST),)))
+        rendered(bench, page=page)
+    bench.enumerate(info(0), info(1))
+    rendered(bench, page=page)
+    assert len(page._kept) <= kept
+
+
+def test_what_did_not_change_is_not_written_again(monkeypatch) -> None:
+    bench = full()
+    page = Page(bench.store)
+    written: list[tuple[str, ...]] = []
+    line = Series.line
+
+    def noted(self, values, value):
+        if self.metric.per_gpu:
+            written.append((self.metric.name, *values))
+        return line(self, values, value)
+
+    monkeypatch.setattr(Series, "line", noted)
+
+    def again() -> list[tuple[str, ...]]:
+        written.clear()
+        rendered(bench, page=page)
+        return list(written)
+
+    assert again()
+    assert again() == []
+    bench.processes("GPU-0", ProcessUse(7, "vllm", memory_used_bytes=5))
+    bench.processes("GPU-1", ProcessUse(7, "vllm", memory_used_bytes=5))
+    assert {(name, uuid) for name, _, uuid, *_ in again()} == {
+        ("gpu_processes", "GPU-0"),
+        ("gpu_process_memory_used_bytes", "GPU-0"),
+    }
+    bench.sample("GPU-0", temperature_celsius=61.0)
+    touched = again()
+    assert {uuid for _, _, uuid, *_ in touched} == {"GPU-0"}
+    assert not [name for name, *_ in touched if "process" in name or "threshold" in name]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_page_that_keeps_is_the_page_that_keeps_nothing(seed) -> None:
+    chance = random.Random(seed)
+    bench = full()
+    keeps = Page(bench.store)
+    process = ProcessUse(4, "ollama", memory_used_bytes=1, utilization_ratio=0.5)
+    healths = [health().recovery_action, "reset"]
+    moves = (
+        lambda uuid: bench.sample(uuid, temperature_celsius=float(chance.randrange(3))),
+        lambda uuid: bench.processes(uuid, *[process] * chance.randrange(3)),
+        lambda uuid: bench.health(uuid, recovery_action=chance.choice(healths)),
+        lambda uuid: bench.xid(uuid, chance.choice((31, 79))),
+        lambda uuid: bench.store.apply(FaultFrame(uuid, 0, "sample", "lost", LOST)),
+        lambda uuid: bench.enumerate(info(0, uuid=uuid)),
+        lambda _: bench.enumerate(info(0), info(1)),
+        lambda _: bench.store.apply(BackendFrame("nvml", up=False)),
+        lambda _: bench.advance(chance.choice((0.5, 4, 60))),
+    )
+    for _ in range(60):
+        chance.choice(moves)(chance.choice(("GPU-0", "GPU-1")))
+        for accept in ("", "application/openmetrics-text"):
+            assert of_gpus(keeps.render(accept)[0]) == of_gpus(Page(bench.store).render(accept)[0])
+
+
+def of_gpus(page: bytes) -> list[bytes]:
+    return [
+        line for line in page.splitlines() if not re.match(rb"(# \w+ )?(python|process)_", line)
+    ]
 
 
 @pytest.mark.parametrize("backend_up", [True, False])
