@@ -49,7 +49,11 @@ def use_of(
     if reading.processes is not None:
         pids, unit = _family(process.pid), service.manager.unit
         # In a container other pids are seen than on the host; the unit's name is the same.
-        mine = [p for p in reading.processes if p.pid in pids or unit in (p.unit, p.container)]
+        mine = [
+            p
+            for p in reading.processes
+            if p.pid in pids or unit in (p.unit, p.container) or p.is_of(process.name)
+        ]
         sizes = [p.memory_used_bytes for p in mine]
         if sizes and None not in sizes:
             return Use(sum(size or 0 for size in sizes), "processes")
@@ -70,7 +74,7 @@ def load(tx: Transaction, name: str) -> Footprint | None:
     raw = json.loads(text)
     used = tx.inventory.service(name).footprint
     return Footprint(
-        ProcessIdentity(int(raw["pid"]), float(raw["started_at"])),
+        ProcessIdentity(int(raw["pid"]), float(raw["started_at"]), str(raw.get("name", ""))),
         tuple(raw["models"]),
         {uuid: Use(used[uuid], by) for uuid, by in raw["by"].items() if uuid in used},
         int(raw["out_of_memory"]),
@@ -91,8 +95,9 @@ def after_restart(tx: Transaction, name: str, models: tuple[str, ...]) -> Mappin
 
 def came_of_restart(tx: Transaction, name: str, process: ProcessIdentity) -> bool:
     """Whether the process came of the remediator's last restart of the service."""
-    pid, _, started_at = (tx.get_meta(f"restarted:{name}") or "").partition(" ")
-    return bool(pid) and ProcessIdentity(int(pid), float(started_at)).same(process)
+    pid, _, rest = (tx.get_meta(f"restarted:{name}") or "").partition(" ")
+    started_at, _, called = rest.partition(" ")
+    return bool(pid) and ProcessIdentity(int(pid), float(started_at), called).same(process)
 
 
 def keep(tx: Transaction, name: str, footprint: Footprint) -> None:
@@ -121,6 +126,8 @@ def _restart_key(name: str) -> str:
 
 def _family(pid: int) -> frozenset[int]:
     """A process and everything that it started: a server may run its models in children."""
+    if pid == 0:
+        return frozenset()
     try:
         children = psutil.Process(pid).children(recursive=True)
     except psutil.Error:

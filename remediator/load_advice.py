@@ -40,6 +40,7 @@ _ANY = "start it with half of its parallel requests, or of its context"
 _LIMITS = {
     "systemd": "raise MemoryMax= of its unit",
     "docker": "raise the memory limit of its container",
+    "kubernetes": "raise resources.limits.memory of its container",
 }
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from remediator import runner
 from remediator.errors import ControlError, ManagerError, NoEvidence, OutcomeUnknown
 from remediator.helper.client import Helper
+from remediator.managers.base import Concerned
 from remediator.playbooks import Playbooks
 from remediator.world import World
 
@@ -30,6 +31,7 @@ def concerns(world: World, playbooks: Playbooks) -> Iterator[str]:
             "exporter.url"
         )
     yield from helper_concerns(world, playbooks)
+    yield from manager_concerns(world)
     if world.config.gpus.control == "nvml":
         yield from _nvml(world, playbooks)
     if "gpu_reset" in world.config.allow:
@@ -83,6 +85,14 @@ def helper_concerns(world: World, playbooks: Playbooks) -> Iterator[str]:
         return
     for permission in sorted(needed.difference(allowed)):
         yield f"the helper will refuse: allow in its helper.yml lacks {permission}"
+
+
+def manager_concerns(world: World) -> Iterator[str]:
+    """What managers that can tell it beforehand would refuse."""
+    for name, service in sorted(world.services.items()):
+        if isinstance(service.manager, Concerned):
+            for sentence in service.manager.concerns():
+                yield f"service {name}: {sentence}"
 
 
 def _acts(world: World, playbooks: Playbooks) -> bool:

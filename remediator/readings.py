@@ -13,13 +13,21 @@ _CLOCK_SLACK = 1.0
 
 @dataclass(frozen=True)
 class Process:
-    """A process on a GPU; memory in bytes, None where the driver does not say."""
+    """A process on a GPU; memory in bytes, None where the driver does not say.
+
+    `pod_uid` is that of its Kubernetes pod, empty where it is in none or that cannot be seen.
+    """
 
     pid: int
     name: str
     unit: str
     memory_used_bytes: int | None
     container: str = ""
+    pod_uid: str = ""
+
+    def is_of(self, name: str) -> bool:
+        """Whether it runs in a pod that a process identity of this name tells of."""
+        return bool(self.pod_uid) and f"(uid {self.pod_uid}," in name
 
 
 @dataclass(frozen=True)
@@ -140,6 +148,7 @@ def _process(raw: Mapping[str, Any]) -> Process:
         unit=str(raw.get("unit") or ""),
         memory_used_bytes=None if used is None else int(used),
         container=str(raw.get("container_name") or ""),
+        pod_uid=str(raw.get("pod_uid") or ""),
     )
 
 

@@ -13,6 +13,7 @@ from remediator.cards import RELEASED
 from remediator.durations import format_duration
 from remediator.errors import ManagerError, NoEvidence
 from remediator.gpu_reset import Check
+from remediator.managers import ProcessIdentity
 from remediator.readings import GpuReading, Process
 from remediator.signals import Finding
 from remediator.targets import Target
@@ -176,21 +177,29 @@ class _Family:
 
     def __init__(self, service: Service) -> None:
         self._unit = service.manager.unit
-        self._pids = frozenset(_pids(service))
+        identity = _identity(service)
+        self._pids = frozenset(_pids(identity))
+        self._name = identity.name
 
     def has(self, process: Process) -> bool:
-        return process.pid in self._pids or (
-            bool(self._unit) and self._unit in (process.unit, process.container)
+        return (
+            process.pid in self._pids
+            or (bool(self._unit) and self._unit in (process.unit, process.container))
+            or process.is_of(self._name)
         )
 
 
-def _pids(service: Service) -> Iterator[int]:
+def _identity(service: Service) -> ProcessIdentity:
     try:
-        identity = service.manager.status().identity
-        if identity is None:
-            return
-        yield identity.pid
+        return service.manager.status().identity or ProcessIdentity(0, 0.0)
+    except ManagerError:
+        return ProcessIdentity(0, 0.0)
+
+
+def _pids(identity: ProcessIdentity) -> Iterator[int]:
+    if identity.pid == 0:
+        return
+    yield identity.pid
+    with contextlib.suppress(psutil.Error):
         for child in psutil.Process(identity.pid).children(recursive=True):
             yield child.pid
-    except (ManagerError, psutil.Error):
-        return

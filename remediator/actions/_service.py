@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from remediator.actions.base import StepContext
 from remediator.cards import RELEASED, why_unfit
 from remediator.errors import NoEvidence, RemediatorError
@@ -56,17 +58,27 @@ def refuse_unfit_cards(world: World, service: Service, *, hot_too: bool = True) 
         raise RemediatorError(why)
 
 
-def start_held(context: StepContext, within: float) -> ProcessIdentity:
+def start_held(
+    context: StepContext,
+    within: float,
+    start: Callable[[float], ProcessIdentity] | None = None,
+) -> ProcessIdentity:
     """Start the service, which the caller holds as being restarted, and end that hold.
 
+    Args:
+        context: Of the step.
+        within: How many seconds it may take.
+        start: What starts it, where its manager's own start is not meant.
+
     Raises:
-        RemediatorError: it did not come up within so many seconds, or was to stop meanwhile.
+        RemediatorError: it did not come up in that time, or was to stop meanwhile.
     """
     service, store = context.on_service, context.world.store
     _still_wanted(context)
     found = service.manager.status().identity
-    identity = service.manager.start(within)
-    mark, key = f"{identity.pid} {identity.started_at}", f"restarted:{service.name}"
+    identity = (start or service.manager.start)(within)
+    mark = f"{identity.pid} {identity.started_at} {identity.name}".rstrip()
+    key = f"restarted:{service.name}"
     with store.transaction() as tx:
         # The process that came of it names the restart: a resumed step counts it once.
         if (context.resumed or not identity.same(found)) and tx.get_meta(key) != mark:

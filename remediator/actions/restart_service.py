@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 from remediator.actions._service import refuse_unfit_cards, start_held, wait_for_fit_cards
 from remediator.actions.base import Intent, Outcome, StepContext
+from remediator.cards import why_unfit
 from remediator.config.model import Permission
 from remediator.config.strict import Seconds
 from remediator.errors import RemediatorError
-from remediator.managers.base import identity_from
+from remediator.managers import ProcessIdentity
+from remediator.managers.base import Replaces, identity_from
 from remediator.store.inventory import HOLDER, RESTARTING
 
 
@@ -69,16 +72,22 @@ class RestartService:
                 f"{service.manager.kind} knows no process of {service.name}, yet it answers: "
                 "a second one is not started beside it"
             )
-        before = status.identity.to_json() if status.identity else {}
-        what = (
-            f"restart {service.name} (pid {before['pid']})" if before else f"start {service.name}"
-        )
-        return Intent(f"{what} by {service.manager.kind}", {"before": before})
+        if status.identity is None:
+            return Intent(f"start {service.name} by {service.manager.kind}", {"before": {}})
+        data: dict[str, Any] = {"before": status.identity.to_json()}
+        if isinstance(service.manager, Replaces):
+            moment = datetime.fromtimestamp(context.world.clock.now(), UTC)
+            data["mark"] = f"run {context.run}, {moment.isoformat(timespec='milliseconds')}"
+        what = f"restart {service.name} ({status.identity.told})"
+        return Intent(f"{what} by {service.manager.kind}", data)
 
     def begun(self, context: StepContext, intent: Mapping[str, Any]) -> bool:
         """Whether the process that is to go is gone, or the one that is to come is there."""
-        now = context.on_service.manager.status().identity
+        manager = context.on_service.manager
         before = identity_from(intent.get("before"))
+        if before is not None and isinstance(manager, Replaces) and "mark" in intent:
+            return manager.replacing(before, intent["mark"])
+        now = manager.status().identity
         return now is not None if before is None else not before.same(now)
 
     def run(self, context: StepContext, intent: Mapping[str, Any]) -> Outcome:
@@ -96,9 +105,23 @@ class RestartService:
                     f"{service.name} was taken by {record.held_by} meanwhile: {record.held_reason}"
                 )
             tx.inventory.hold(service.name, HOLDER, RESTARTING, context.world.clock.now())
-        if before is not None:
-            service.manager.stop(before, self._parameters.stop_within)
-        wait_for_fit_cards(context, service, self._parameters.cool_within)
-        identity = start_held(context, self._parameters.start_within)
+        identity = self._replaced(context, before, intent)
+        if identity is None:
+            if before is not None:
+                service.manager.stop(before, self._parameters.stop_within)
+            wait_for_fit_cards(context, service, self._parameters.cool_within)
+            identity = start_held(context, self._parameters.start_within)
         data = {"before": intent.get("before"), "after": identity.to_json()}
-        return Outcome("done", "restarted", f"{service.name} runs again (pid {identity.pid})", data)
+        return Outcome("done", "restarted", f"{service.name} runs again ({identity.told})", data)
+
+    def _replaced(
+        self, context: StepContext, before: ProcessIdentity | None, intent: Mapping[str, Any]
+    ) -> ProcessIdentity | None:
+        """By one request of its manager; None where it has none, or a card is unfit for the new one."""
+        manager, mark = context.on_service.manager, intent.get("mark")
+        if before is None or mark is None or not isinstance(manager, Replaces):
+            return None
+        if why_unfit(context.world, context.on_service) is not None:
+            return None
+        within = self._parameters.stop_within + self._parameters.start_within
+        return start_held(context, within, lambda left: manager.replace(before, mark, left))

@@ -97,7 +97,7 @@ class StartService:
             tx.inventory.hold(service.name, HOLDER, RESTARTING, world.clock.now())
         identity = start_held(context, self._parameters.within)
         data = {"after": identity.to_json()}
-        return Outcome("done", "started", f"{service.name} runs again (pid {identity.pid})", data)
+        return Outcome("done", "started", f"{service.name} runs again ({identity.told})", data)
 
     @staticmethod
     def _record(context: StepContext) -> ServiceRecord:

@@ -15,7 +15,7 @@ from remediator.gpu_control.base import knob_named
 from remediator.gpu_shares import cards_of, overcommitted
 from remediator.log import printable
 from remediator.playbooks import load as load_playbooks
-from remediator.preflight import helper_concerns
+from remediator.preflight import helper_concerns, manager_concerns
 from remediator.readings import GpuReading
 from remediator.store import Incident, Run, Step, Transaction
 from remediator.store.inventory import ServiceRecord
@@ -36,6 +36,7 @@ def check(config: Config) -> int:
         cards = {name: cards_of(service, tx) for name, service in world.services.items()}
         worst = _check_gates(config, tx, world.clock.now())
     worst = max(worst, _check_gpus(world), _check_helper(world))
+    worst = max(worst, _check_managers(world))
     for name, service in sorted(world.services.items()):
         worst = max(worst, _check_service(service, records[name], cards[name]))
     with store.reading() as tx:
@@ -44,6 +45,13 @@ def check(config: Config) -> int:
 
 def _check_helper(world: World) -> int:
     said = list(helper_concerns(world, load_playbooks(world.config.playbooks)))
+    for sentence in said:
+        print(printable(sentence))
+    return 1 if said else 0
+
+
+def _check_managers(world: World) -> int:
+    said = list(manager_concerns(world))
     for sentence in said:
         print(printable(sentence))
     return 1 if said else 0

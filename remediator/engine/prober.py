@@ -97,7 +97,7 @@ class Prober:
             tx.audit(
                 Draft(
                     "released",
-                    f"somebody started {service.name} (pid {identity.pid}): it is no longer held "
+                    f"somebody started {service.name} ({identity.told}): it is no longer held "
                     f"by {record.held_by} ({record.held_reason})",
                     target=target.key,
                     reason="started",

@@ -5,13 +5,19 @@ Only one of the two is ever started. Who goes back starts the usual one: what ru
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal, Protocol
 
 from remediator.errors import ManagerError
 from remediator.managers._server_log import Logged, LogPage, ServerLog
-from remediator.managers.base import ProcessIdentity, ProcessManager, ProcessStatus
+from remediator.managers.base import (
+    Concerned,
+    ProcessIdentity,
+    ProcessManager,
+    ProcessStatus,
+    Replaces,
+)
 
 
 class Choice(Protocol):
@@ -73,8 +79,8 @@ class EitherOf:
         return identity
 
     def describe(self, verb: Literal["start", "stop", "restart"]) -> str:
-        """What both would do."""
-        usual, degraded = self._usual.describe(verb), self._degraded.describe(verb)
+        """What both would do; a restart may begin with the one and end with the other."""
+        usual, degraded = _described(self._usual, verb), _described(self._degraded, verb)
         return f"{usual} (with less load: {degraded})"
 
     def log(self) -> ServerLog | None:
@@ -83,6 +89,12 @@ class EitherOf:
         if found == [None, None]:
             return None
         return _EitherLog(found[0], found[1], lambda: self._choice.since() is None)
+
+    def concerns(self) -> Iterator[str]:
+        """What either would refuse."""
+        for one in self._both:
+            if isinstance(one, Concerned):
+                yield from one.concerns()
 
     @property
     def _both(self) -> tuple[ProcessManager, ProcessManager]:
@@ -97,6 +109,12 @@ class EitherOf:
         since, identity = self._choice.since(), usual.identity
         if since is not None and identity is not None and identity.started_at > since:
             self._choice.restore()
+
+
+def _described(one: ProcessManager, verb: Literal["start", "stop", "restart"]) -> str:
+    if verb == "restart" and isinstance(one, Replaces):
+        return f"{one.describe('stop')}, then {one.describe('start')}"
+    return one.describe(verb)
 
 
 def _is_up(status: ProcessStatus) -> bool:

@@ -1,14 +1,14 @@
 """The contract of a process manager.
 
-A process is pinned by identity (pid and start time), so that a stop meant for one process can
-never hit the one that came after it.
+A process is pinned by identity (pid and start time, or a name of its manager's), so that a stop
+meant for one process can never hit the one that came after it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from remediator.clock import Clock
 
@@ -18,29 +18,40 @@ State = Literal["running", "starting", "stopping", "stopped", "exited", "failed"
 
 @dataclass(frozen=True)
 class ProcessIdentity:
-    """One process: its pid and when it started (Unix seconds), which together name it for ever."""
+    """One process: its pid and when it started (Unix seconds), which together name it for ever.
+
+    Where its manager does not tell a pid of this machine, `pid` is 0, and `name` says which it is.
+    """
 
     pid: int
     started_at: float
+    name: str = ""
 
     def same(self, other: ProcessIdentity | None) -> bool:
         """Whether `other` is this very process (start times agree to within two seconds)."""
         return (
             other is not None
             and self.pid == other.pid
+            and self.name == other.name
             and abs(self.started_at - other.started_at) < 2.0
         )
 
+    @property
+    def told(self) -> str:
+        """For a person."""
+        return self.name or f"pid {self.pid}"
+
     def to_json(self) -> dict[str, Any]:
         """For the journal."""
-        return {"pid": self.pid, "started_at": self.started_at}
+        named = {"name": self.name} if self.name else {}
+        return {"pid": self.pid, "started_at": self.started_at, **named}
 
 
 def identity_from(raw: Mapping[str, Any] | None) -> ProcessIdentity | None:
     """The identity that `to_json` wrote; None where there is none."""
     if not raw or "pid" not in raw:
         return None
-    return ProcessIdentity(int(raw["pid"]), float(raw["started_at"]))
+    return ProcessIdentity(int(raw["pid"]), float(raw["started_at"]), str(raw.get("name") or ""))
 
 
 @dataclass(frozen=True)
@@ -102,3 +113,34 @@ class ProcessManager(Protocol):
 
     def describe(self, verb: Literal["start", "stop", "restart"]) -> str:
         """What `verb` would do, for `plan`; does nothing."""
+
+
+@runtime_checkable
+class Replaces(Protocol):
+    """A process manager that can have a process replaced in one request, without a stop before."""
+
+    def replace(self, identity: ProcessIdentity, mark: str, timeout: float) -> ProcessIdentity:
+        """Have this very process replaced, and wait until the one that comes after it is up.
+
+        Where it is gone already, only wait. With the same `mark` it is asked for once, however
+        often this is called.
+
+        Raises:
+            ManagerError: it was refused, or did not come about within `timeout` seconds.
+            OutcomeUnknown: it is not known whether it was asked for.
+        """
+
+    def replacing(self, identity: ProcessIdentity, mark: str) -> bool:
+        """Whether the replacement with this `mark` was asked for, or the process is gone.
+
+        Raises:
+            ManagerError: the manager cannot be asked.
+        """
+
+
+@runtime_checkable
+class Concerned(Protocol):
+    """A process manager that can tell beforehand what it would refuse."""
+
+    def concerns(self) -> Iterator[str]:
+        """One sentence for each; changes nothing, and asks for a few seconds at most."""

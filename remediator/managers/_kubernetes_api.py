@@ -1,0 +1,204 @@
+"""The Kubernetes API over HTTPS: a service account's token, read anew for each call, and its CA.
+
+A write that was not answered is not repeated here, and neither is it an error: whoever asked for it
+looks at the world again (`Written`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from remediator import http
+from remediator.config.strict import Seconds
+from remediator.errors import ManagerError, ServiceError, ServiceRefused
+
+Written = Literal["done", "conflict", "lost"]
+"""`conflict`: it has changed since we looked, nothing was done. `lost`: perhaps it was done."""
+
+IN_CLUSTER = "https://kubernetes.default.svc"
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_MAX_SENTENCE = 300
+_UNAUTHORIZED, _FORBIDDEN, _GONE, _CONFLICT, _TOO_MANY = 401, 403, 404, 409, 429
+# A server or a proxy before it gave up on a request that may still be carried out.
+_PERHAPS_DONE = (500, 502, 503, 504)
+
+
+class RefusedError(ManagerError):
+    """The API server said no, and would again; `status` is the HTTP status."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+    @property
+    def gone(self) -> bool:
+        """Whether there is no such object."""
+        return self.status == _GONE
+
+
+class Api:
+    """One API server, as one service account."""
+
+    def __init__(self, url: str, token_file: Path, ca_file: Path, timeout: Seconds) -> None:
+        """Nothing is asked yet.
+
+        Args:
+            url: `https://HOST:PORT`, or `http://127.0.0.1:PORT` of a proxy that logs in by itself.
+            token_file: The bearer token; kubelet puts a new one there about every hour.
+            ca_file: Whom to trust.
+            timeout: Seconds for one call.
+        """
+        self._url = url.rstrip("/")
+        self._token_file, self._timeout = token_file, timeout
+        self._tls = urlsplit(url).scheme == "https"
+        self._access = http.Access(ca_file=ca_file) if self._tls else http.Access()
+
+    def get(self, path: str) -> Mapping[str, Any]:
+        """An object or a list.
+
+        Raises:
+            RefusedError: the server said no.
+            ManagerError: it cannot be asked, or answers what is no object.
+        """
+        return self._object(self._asked("GET", path))
+
+    def text(self, path: str, max_bytes: int) -> bytes:
+        """What is no object, like a log.
+
+        Raises:
+            RefusedError: the server said no.
+            ManagerError: it cannot be asked.
+        """
+        return self._asked("GET", path, max_bytes=max_bytes).body
+
+    def review(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What the server says of our own rights (a SelfSubjectAccessReview); changes nothing.
+
+        Raises:
+            ManagerError: it cannot be asked.
+        """
+        path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+        return self._object(self._asked("POST", path, body))
+
+    def patch(self, path: str, body: Mapping[str, Any]) -> Written:
+        """Merge `body` into an object; with a `resourceVersion` in it only into that version.
+
+        Raises:
+            RefusedError: the server said no.
+            ManagerError: it cannot be asked.
+        """
+        return self._write("PATCH", f"{path}?fieldManager=gpu-remediator", body)
+
+    def delete(self, path: str, uid: str) -> Written:
+        """Delete the object with this uid; one that is gone is done.
+
+        Raises:
+            RefusedError: the server said no.
+            ManagerError: it cannot be asked.
+        """
+        try:
+            return self._write("DELETE", path, {"preconditions": {"uid": uid}})
+        except RefusedError as error:
+            if error.gone:
+                return "done"
+            raise
+
+    def _write(self, method: Literal["PATCH", "DELETE"], path: str, body: Any) -> Written:
+        try:
+            answer = self._call(method, path, body)
+        except ServiceRefused as error:
+            raise self._silent(error) from None
+        except ServiceError:
+            return "lost"
+        if answer.status == _CONFLICT:
+            return "conflict"
+        if answer.status in _PERHAPS_DONE:
+            return "lost"
+        self._check(answer, method, path)
+        return "done"
+
+    def _asked(
+        self, method: str, path: str, body: Any = None, *, max_bytes: int = http.MAX_BYTES
+    ) -> http.Answer:
+        try:
+            answer = self._call(method, path, body, max_bytes)
+        except ServiceError as error:
+            raise self._silent(error) from None
+        self._check(answer, method, path)
+        return answer
+
+    def _call(
+        self, method: str, path: str, body: Any, max_bytes: int = http.MAX_BYTES
+    ) -> http.Answer:
+        kind = {"PATCH": "application/merge-patch+json"}.get(method, "application/json")
+        return http.call(
+            method,
+            self._url + path,
+            timeout=self._timeout,
+            body=body,
+            token=self._token() if self._tls else None,
+            headers={} if body is None else {"Content-Type": kind},
+            access=self._access,
+            max_bytes=max_bytes,
+        )
+
+    def _token(self) -> str:
+        try:
+            return self._token_file.read_text(encoding="ascii").strip()
+        except (OSError, ValueError) as error:
+            why = os.strerror(error.errno or 0) if isinstance(error, OSError) else "it is not text"
+            raise ManagerError(
+                f"the token of the service account cannot be read from {self._token_file}: {why}; "
+                "set manager.token_file, or run in a pod with a service account"
+            ) from None
+
+    def _silent(self, error: ServiceError) -> ManagerError:
+        return ManagerError(f"the API server at {self._url}: {error}")
+
+    def _check(self, answer: http.Answer, method: str, path: str) -> None:
+        if 200 <= answer.status < 300:
+            return
+        said = f"HTTP {answer.status}, {_message(answer)}"
+        if answer.status == _UNAUTHORIZED:
+            said += f": the token in {self._token_file} is not accepted"
+        elif answer.status == _FORBIDDEN:
+            said += ": its service account needs deploy/kubernetes/role.yaml"
+        said = f"{method} {path.partition('?')[0]}: {said}"
+        if answer.status in (_TOO_MANY, *_PERHAPS_DONE):
+            raise ManagerError(said)
+        raise RefusedError(said, answer.status)
+
+    def _object(self, answer: http.Answer) -> Mapping[str, Any]:
+        try:
+            found = answer.json()
+        except ServiceError as error:
+            raise self._silent(error) from None
+        if not isinstance(found, dict):
+            raise ManagerError(f"the answer of {self._url} is not one of a Kubernetes API server")
+        return found
+
+
+def is_address(url: str) -> bool:
+    """Whether `url` is one of an API server: TLS, or loopback, where a proxy logs in by itself."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        return False
+    plain = not parts.path.strip("/") and not parts.query and "@" not in parts.netloc
+    secure = parts.scheme == "https" or (parts.scheme == "http" and host in _LOOPBACK)
+    return bool(host) and plain and secure
+
+
+def _message(answer: http.Answer) -> str:
+    """The server's own words (`Status.message`)."""
+    try:
+        found = answer.json()
+    except ServiceError:
+        found = None
+    said = found.get("message") if isinstance(found, dict) else None
+    return str(said or "no reason given")[:_MAX_SENTENCE]
