@@ -85,11 +85,16 @@ def _capture(flags: Flags) -> int:
             done = capture.Session(out, settings, SystemClock()).run()
     except OSError as error:
         raise CaptureError(f"cannot write to {name}: {error.strerror}") from error
+    if not done.answers:
+        if flags.file.is_file():
+            flags.file.unlink()
+        print(f"gpu-exporter: nothing was captured: {done.problem}", file=sys.stderr)
+        return 1
     disguise = "uuids, serial numbers and pids" if flags.anonymise else "pids"
     print(f"{done.gpus} GPUs, {done.answers} answers in {name}; {disguise} are made up",
           file=sys.stderr)  # fmt: skip
     if done.problem:
-        print(f"gpu-exporter: no GPU: {done.problem}", file=sys.stderr)
+        print(f"gpu-exporter: no GPU was captured: {done.problem}", file=sys.stderr)
     return 0 if done.gpus else 1
 
 

@@ -15,11 +15,12 @@ import pynvml
 from exporter import __version__
 from exporter.backends.base import Device
 from exporter.backends.nvml import NvmlBackend
-from exporter.capture.file import Answer, Call, Header, answer_line, header_line
+from exporter.capture.file import OPEN, Answer, Call, Header, answer_line, header_line
 from exporter.capture.recorder import Disguise, Recorder
 from exporter.clock import Clock
 from exporter.environment import Environment
 from exporter.errors import BackendError, CaptureError, DeviceFault, ReadingError
+from exporter.readings import BackendReason
 
 # Opening a driver without persistence mode takes seconds; no call takes so long that works.
 _HANG_SECONDS = 30.0
@@ -48,6 +49,8 @@ class Captured:
     """What is in the file now.
 
     Attributes:
+        gpus: that opened.
+        answers: 0 where nothing was written, because no driver was there to answer.
         problem: why there is no GPU in it, if there is none.
     """
 
@@ -67,13 +70,18 @@ class Session:
         nvml: Any = pynvml,
         environment: Environment | None = None,
     ) -> None:
-        """Write to `out` as the answers come, so that what was asked before a hang is there."""
+        """Write to `out` as the answers come, so that what was asked before a hang is there.
+
+        Nothing is written before a card is asked or the driver refuses: else what was captured of a
+        machine without a GPU would look like one.
+        """
         self._out = out
         self._options = options
         self._clock = clock
         self._environment = environment or Environment()
         self._recorder = Recorder(nvml, self._note, clock, Disguise(anonymise=options.anonymise))
         self._done = threading.Event()
+        self._held: list[str] | None = [header_line(self._header())]
         self._gpus = 0
         self._answers = 0
         self._problem = ""
@@ -85,19 +93,19 @@ class Session:
         Raises:
             CaptureError: a call has not come back; it is the last one in the file.
         """
-        self._out.write(header_line(self._header()))
         threading.Thread(target=self._guarded, name="capture", daemon=True).start()
         while not self._clock.wait(self._done, _LOOK_SECONDS):
             hung = self._recorder.stuck(self._options.hang_after)
             if hung is not None:
                 self._note(hung, Answer(hung=True, seconds=self._options.hang_after))
+                self._write_held()
                 raise CaptureError(
                     f"{hung.function} has not come back for {self._options.hang_after:g} s; the "
                     "capture ends there: send it, and look at `dmesg` for NVRM and Xid lines"
                 )
         if self._failure is not None:
             raise self._failure
-        return Captured(self._gpus, self._answers, self._problem)
+        return Captured(self._gpus, 0 if self._held else self._answers, self._problem)
 
     def _header(self) -> Header:
         found = _VERSION.search(self._environment.kernel_driver() or "")
@@ -110,7 +118,18 @@ class Session:
 
     def _note(self, call: Call, answer: Answer) -> None:
         self._answers += 1
-        self._out.write(answer_line(call, answer))
+        line = answer_line(call, answer)
+        if call.function == OPEN:
+            self._write_held()
+        if self._held is not None:
+            self._held.append(line)
+            return
+        self._out.write(line)
+        self._out.flush()
+
+    def _write_held(self) -> None:
+        held, self._held = self._held, None
+        self._out.writelines(held or ())
         self._out.flush()
 
     def _guarded(self) -> None:
@@ -127,9 +146,14 @@ class Session:
             found = backend.open()
         except BackendError as error:
             self._problem = str(error)
+            if error.reason is not BackendReason.LIBRARY_MISSING:
+                self._write_held()
             return
         self._gpus = len(found.devices)
-        for number in range(self._options.passes):
+        if not found.devices:
+            why = "; ".join(one.message for one in found.failed)
+            self._problem = f"no GPU opens: {why}" if why else "the driver lists no GPU"
+        for number in range(self._options.passes if found.devices else 0):
             if number:
                 self._clock.wait(threading.Event(), self._options.interval)
             for device in found.devices:

@@ -167,6 +167,8 @@ def parse(lines: Iterable[str]) -> Capture:
             raise CaptureError(f"line {number} is no call with an answer") from error
     if header is None:
         raise CaptureError("empty; make a capture with `gpu-exporter capture FILE`")
+    if not answers:
+        raise CaptureError("no driver answered in it; capture again on a machine with a GPU")
     return Capture(header, {call: tuple(given) for call, given in answers.items()})
 
 

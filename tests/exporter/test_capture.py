@@ -7,13 +7,16 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
+import pynvml
 import pytest
 
 from exporter import cli
 from exporter.capture import file as capture_file
+from exporter.capture.command import CaptureOptions, Session
 from exporter.capture.file import Answer, Call, Header
 from exporter.capture.recorder import Disguise, Recorder
 from exporter.clock import SystemClock
@@ -121,6 +124,74 @@ def test_a_driver_that_does_not_open_is_captured_too(driver, capture, tmp_path) 
     assert done.returncode == 1
     assert "modprobe nvidia" in done.stderr
     assert [one.error for one in capture_file.load(path).answers[Call("nvmlInit")]] == [9]
+
+
+@pytest.fixture
+def library(monkeypatch):
+    """The driver's library, of which a test says what its functions answer."""
+
+    def answer(**functions) -> None:
+        for name, what in functions.items():
+            monkeypatch.setattr(pynvml, name, what)
+
+    answer(nvmlInit=lambda: None, nvmlShutdown=lambda: None)
+    return answer
+
+
+def refuse(code: int):
+    def call(*arguments):
+        raise pynvml.NVMLError(code)
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("functions", "said"),
+    [
+        ({"nvmlInit": refuse(12)}, "install the NVIDIA driver"),
+        ({"nvmlDeviceGetCount": lambda: 0}, "the driver lists no GPU"),
+    ],
+)
+def test_where_no_card_is_nothing_is_captured_and_no_file_says_otherwise(
+    library, tmp_path, capsys, functions, said
+) -> None:
+    library(**functions)
+    path = tmp_path / "a.jsonl"
+    for target in (str(path), "-"):
+        assert cli.main(["capture", target]) == 1
+        told = capsys.readouterr()
+        assert told.out == ""
+        (line,) = told.err.splitlines()
+        assert line.startswith("gpu-exporter: nothing was captured: ")
+        assert said in line
+    assert not path.exists()
+
+
+def test_cards_that_do_not_open_are_captured_and_said(library, tmp_path, capsys) -> None:
+    library(nvmlDeviceGetCount=lambda: 1, nvmlDeviceGetHandleByIndex=refuse(15))
+    path = tmp_path / "a.jsonl"
+    assert cli.main(["capture", str(path)]) == 1
+    assert "no GPU was captured: no GPU opens: " in capsys.readouterr().err
+    answers = capture_file.load(path).answers
+    assert [one.error for one in answers[Call("nvmlDeviceGetHandleByIndex", None, (0,))]] == [15]
+
+
+def test_a_hang_before_a_card_is_asked_is_in_it(library) -> None:
+    answers = threading.Event()
+    library(nvmlDeviceGetCount=lambda: answers.wait(30) and 0)
+    out = io.StringIO()
+    try:
+        with pytest.raises(CaptureError, match="nvmlDeviceGetCount has not come back"):
+            Session(out, CaptureOptions(hang_after=0.05), SystemClock(), pynvml).run()
+    finally:
+        answers.set()
+    calls = [line["call"] for line in lines_of(out.getvalue())[1:]]
+    assert calls == ["nvmlInit", "nvmlDeviceGetCount"]
+
+
+def test_a_file_in_which_no_driver_answered_is_not_replayed() -> None:
+    with pytest.raises(CaptureError, match="no driver answered"):
+        capture_file.parse([capture_file.header_line(Header())])
 
 
 def test_a_lost_card_does_not_end_it(driver, capture, tmp_path) -> None:
