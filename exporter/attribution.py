@@ -164,7 +164,7 @@ class Attributor:
     def _holds_a_card(self, pid: int) -> bool:
         try:
             with os.scandir(self._proc / str(pid) / "fd") as entries:
-                return any(os.readlink(entry.path).startswith(_DEVICES) for entry in entries)  # noqa: PTH115
+                return any(_target(Path(entry)).startswith(_DEVICES) for entry in entries)
         except OSError:
             return False
 
@@ -216,7 +216,7 @@ def processes_root(procfs: Path) -> Path:
 def in_first_namespace(proc: Path = Path("/proc")) -> bool:
     """Tell whether a pid of the driver is the one of this machine, and `proc` shows those."""
     try:
-        return os.readlink(proc / "self" / "ns" / "pid") == _FIRST_NAMESPACE  # noqa: PTH115
+        return _target(proc / "self" / "ns" / "pid") == _FIRST_NAMESPACE
     except OSError:
         return False
 
@@ -237,6 +237,10 @@ def cap(processes: Sequence[ProcessUse], limit: int) -> list[ProcessUse]:
             )
         )
     return kept
+
+
+def _target(link: Path) -> str:
+    return str(link.readlink())
 
 
 def _printable(text: str) -> str:

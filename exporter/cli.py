@@ -46,6 +46,7 @@ def _look_once(flags: options.Flags) -> int:
     options.check(flags)
     # A command that prints its result says nothing else unless it must.
     logs.configure("error", flags.log_format)
+    # Only here: what serves does without it.
     from exporter.commands import run  # noqa: PLC0415
 
     return run(flags)

@@ -11,13 +11,11 @@ import re
 import socket
 from pathlib import Path
 
+from exporter.errors import EngineError
+
 _TIMEOUT_SECONDS = 2.0
 _LIMIT_BYTES = 1 << 20
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
-
-
-class EngineError(Exception):
-    """The engine gave no usable answer; the message is for a person."""
 
 
 class _Connection(http.client.HTTPConnection):
@@ -42,7 +40,7 @@ def name_of(container_id: str, path: Path) -> str:
         connection.request("GET", f"/containers/{container_id}/json")
         answer = connection.getresponse()
         status, body = answer.status, answer.read(_LIMIT_BYTES)
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise EngineError(f"{path} gives no answer: {error or type(error).__name__}") from error
     finally:
         connection.close()

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from exporter.clock import Clock
+from exporter.errors import EngineError
 
 _SHORT = 12
 # A container can be renamed.
@@ -38,7 +39,7 @@ class ContainerNames:
             socket_path: of Docker or Podman.
             clock: the time.
             say: gets a sentence when the engine begins to fail, and when it answers again.
-            ask: gives the name of an id or raises; the engine's own by default.
+            ask: gives the name of an id or raises an EngineError; the engine's own by default.
         """
         self._path = socket_path
         self._clock = clock
@@ -75,8 +76,8 @@ class ContainerNames:
             container_id = self._asked.get()
             try:
                 name, failure = self._question()(container_id, self._path), ""
-            except Exception as error:  # noqa: BLE001  whatever it is, only a name is missing
-                name, failure = "", str(error) or type(error).__name__
+            except EngineError as error:
+                name, failure = "", str(error)
             self._take(container_id, name, failure)
 
     def _question(self) -> Callable[[str, Path], str]:

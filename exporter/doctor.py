@@ -11,6 +11,7 @@ from pathlib import Path
 
 from exporter.attribution import in_first_namespace
 from exporter.environment import NVML_LIBRARY, Environment
+from exporter.errors import EngineError
 from exporter.kernel_log import unreadable
 from exporter.snapshot import Snapshot
 
@@ -180,7 +181,7 @@ def _container_names(path: Path) -> Finding:
     engine = importlib.import_module("exporter.container_engine")
     try:
         engine.name_of("0" * 64, path)
-    except engine.EngineError as error:
+    except EngineError as error:
         return Finding(
             ok=True,
             text=f"containers have no names: {error}",

@@ -25,6 +25,10 @@ class CaptureError(ExporterError):
     """A capture cannot be made, or a file is none that can be replayed."""
 
 
+class EngineError(ExporterError):
+    """A container engine gave no usable answer."""
+
+
 class FrameError(ExporterError):
     """A line from the worker is not a frame."""
 
