@@ -104,6 +104,7 @@ class DeviceSampler:
         self._device = None if isinstance(device, CardOpener) else device
         self.faulted = False
         self.recovered = False
+        self._answered = False
         self.backend_gone = threading.Event()
         self._schedule = schedule
         self._emit = emit
@@ -118,6 +119,11 @@ class DeviceSampler:
     def uuid(self) -> str:
         """Which GPU it is; empty before it was opened."""
         return "" if self._device is None else self._device.info.uuid
+
+    @property
+    def well(self) -> bool:
+        """Tell whether it is read."""
+        return self._answered and not self.faulted and not self.backend_gone.is_set()
 
     def resume(self) -> None:
         """Begin to sample, or go on if it was asked to stop and has not."""
@@ -217,7 +223,7 @@ class DeviceSampler:
         time, monotonic = self._clock.time(), self._clock.monotonic()
         result = device.sample()
         self.recovered = self.recovered or self.faulted
-        self.faulted = False
+        self.faulted, self._answered = False, True
         took = self._clock.monotonic() - monotonic
         sample, errors, spans = result.sample, result.errors, result.utilization
         self._emit(SampleFrame(self.uuid, time, monotonic, sample, took, errors, spans))

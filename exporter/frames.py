@@ -133,10 +133,16 @@ class FaultFrame:
 
 @dataclass(frozen=True, slots=True)
 class HeartbeatFrame:
-    """The worker is alive; `running` is since when (monotonic) each call has been going on."""
+    """The worker is alive.
+
+    Attributes:
+        running: since when (monotonic) each call has been going on.
+        wants_successor: the driver is to be opened again, and cards are read that must not wait for it.
+    """
 
     monotonic: float
     running: Mapping[str, float] = field(default_factory=dict)
+    wants_successor: bool = False
 
 
 @dataclass(frozen=True, slots=True)

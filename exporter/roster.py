@@ -86,6 +86,10 @@ class Roster:
                     BackendFrame(self._backend, up=False, reason=error.reason, message=message)
                 )
 
+    def is_gone(self) -> bool:
+        """Tell whether a card found the whole driver gone, and so it was announced."""
+        return self._gone
+
     def look(self) -> None:
         """Announce the cards that take too long, once."""
         with self._lock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from exporter.attribution import NameProcesses
@@ -25,7 +26,11 @@ _STUCK_SECONDS = 2.0
 
 
 class Collector:
-    """Keeps a session open: opens again after a failure, a fault or a change of the devices."""
+    """Keeps a session open: opens again after a failure, a fault or a change of the devices.
+
+    Closing a driver to open it again may hang. Where cards are opened apart and some of them are read,
+    another process is to do it (`wants_successor`), while this one reads on.
+    """
 
     def __init__(
         self,
@@ -34,8 +39,11 @@ class Collector:
         emit: Emit,
         clock: Clock,
         name_processes: NameProcesses = list,
+        expected: Iterable[str] = (),
     ) -> None:
+        """Put it together; a card of `expected` (uuids) that is not there is looked for."""
         self.running = Running(clock)
+        self.wants_successor = False
         self._backend = backend
         self._schedule = schedule
         self._emit = emit
@@ -45,7 +53,8 @@ class Collector:
         self._for_good = False
         self._session: Session | None = None
         self._events: TimedEvents | None = None
-        self._seen: set[str] = set()
+        self._apart = backend if isinstance(backend, OpensApart) else None
+        self._seen = set(expected) if self._apart is not None else set()
         self._pause = schedule.retry
         self._thread = threading.Thread(target=self._run, name="collector", daemon=True)
 
@@ -133,8 +142,7 @@ class Collector:
         return _Watch(self._clock.monotonic(), fingerprint)
 
     def _found(self) -> Enumeration:
-        backend = self._backend
-        return backend.begin() if isinstance(backend, OpensApart) else backend.open()
+        return self._backend.open() if self._apart is None else self._apart.begin()
 
     def _session_of(self, found: Enumeration, started: float) -> Session:
         name, schedule, clock = self._backend.name, self._schedule, self._clock
@@ -172,24 +180,34 @@ class Collector:
 
     def _wait_for_reason_to_reopen(self, watch: _Watch) -> bool:
         calm_since = check_at = self._clock.monotonic()
+        changed = False
         while not self._clock.wait(self._stop, 0.1):
             now = self._clock.monotonic()
-            if self._is_troubled():
-                calm_since = now
-                if now >= watch.opened_at + self._pause and not self._stuck(now):
-                    self._pause = min(self._pause * 2, self._schedule.retry_limit)
-                    return True
-                continue
-            if self._is_opening():
+            troubled = self._is_troubled()
+            if troubled or self._is_opening():
                 # How it is will only show: a card that opens slowly must not have all opened without end.
                 calm_since = now
             if now >= calm_since + self._schedule.retry * 2:
                 self._pause = self._schedule.retry
             if now >= check_at + self._schedule.check:
                 check_at = now
-                if self._backend.fingerprint() != watch.fingerprint and not self._stuck(now):
-                    return True
+                changed = self._backend.fingerprint() != watch.fingerprint
+            wanted = (troubled or changed) and not self._stuck(now)
+            self.wants_successor = wanted and self._others_would_wait()
+            if not wanted or self.wants_successor:
+                continue
+            if troubled and now >= watch.opened_at + self._pause:
+                self._pause = min(self._pause * 2, self._schedule.retry_limit)
+                return True
+            if changed and not troubled:
+                return True
         return True
+
+    def _others_would_wait(self) -> bool:
+        session = self._session
+        if self._apart is None or session is None or session.roster.is_gone():
+            return False
+        return session.anyone_well()
 
     def _is_troubled(self) -> bool:
         """Tell whether it did not open, or not with every GPU that was ever seen, or lost one since."""

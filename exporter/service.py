@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 from exporter import xids
 from exporter.backends import registry as backends
@@ -13,6 +14,7 @@ from exporter.config import Config
 from exporter.device_sampler import Schedule
 from exporter.environment import Environment
 from exporter.gpu_state import Deadlines
+from exporter.heard_worker import Worker
 from exporter.host import HostReader
 from exporter.inventory import Inventory
 from exporter.kernel_log import KernelLog
@@ -22,7 +24,7 @@ from exporter.release import Release
 from exporter.service_options import ServiceOptions
 from exporter.store import Store
 from exporter.supervision import Limits
-from exporter.supervisor import Supervisor, Worker
+from exporter.supervisor import Supervisor
 from exporter.worker import WorkerOptions
 from exporter.worker_process import WorkerProcess
 from exporter.xid_ledger import XidLedger
@@ -67,9 +69,12 @@ class Service:
         worker_options = _worker_options(name, config, options)
         limits = limits or Limits()
         self.release = Release(clock, limits.release, options.storage_path)
-        self._supervisor = Supervisor(
-            lambda: start_worker(worker_options), self.store, limits, clock, self.release
-        )
+
+        def start() -> Worker:
+            known = tuple(info.uuid for info in inventory.missing(()) if info.index is not None)
+            return start_worker(replace(worker_options, expected=known))
+
+        self._supervisor = Supervisor(start, self.store, limits, clock, self.release)
         host = HostReader(config.host_metrics.mountpoints, clock, options.procfs)
         enabled = config.host_metrics.enabled
         self.read_host = host.read_memory if enabled else None

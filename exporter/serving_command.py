@@ -7,9 +7,9 @@ from collections.abc import Callable
 from functools import partial
 
 from exporter import __version__, config
+from exporter.heard_worker import Worker
 from exporter.options import Flags
 from exporter.service import Service
-from exporter.supervisor import Worker
 from exporter.web import release as web_release
 from exporter.web.app import ExporterApp
 from exporter.web.config_rows import config_rows

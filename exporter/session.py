@@ -53,6 +53,10 @@ class Session:
         """Tell whether a GPU is down, or was: what was read of it when it was opened is old."""
         return any(sampler.faulted or sampler.recovered for sampler in self._samplers)
 
+    def anyone_well(self) -> bool:
+        """Tell whether there is a GPU that is read."""
+        return any(sampler.well for sampler in self._samplers)
+
     def close(self, timeout: float) -> bool:
         """End all threads and close the backend.
 

@@ -19,6 +19,10 @@ class Limits:
         abandoned: how many stuck workers may be left alone before no more is started.
         backoff: the first pause before a replacement; it doubles up to `backoff_limit`.
         steady: a worker that lived so long was well: the pause starts from the beginning.
+        handover: how long a successor may take to read all that its predecessor reads.
+        settle: how long it may take when it wants a successor itself.
+        handover_limit: the longest pause before the next successor; the first is `backoff`.
+        calm: a worker that has not wanted a successor for so long is well.
     """
 
     silence: float = 10.0
@@ -30,6 +34,10 @@ class Limits:
     backoff: float = 0.5
     backoff_limit: float = 30.0
     steady: float = 60.0
+    handover: float = 30.0
+    settle: float = 3.0
+    handover_limit: float = 60.0
+    calm: float = 5.0
 
 
 class Step(Enum):

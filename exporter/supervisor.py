@@ -5,69 +5,21 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Callable, Collection
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
 from typing import Protocol
 
 from exporter.clock import Clock
 from exporter.errors import FrameError
-from exporter.frames import DevicesFrame, Frame, HeartbeatFrame
+from exporter.frames import Frame
+from exporter.handover import Handover
+from exporter.heard_worker import ENUMERATION, HeardWorker, Worker
 from exporter.release import Move, Release
 from exporter.snapshot import WorkerView
 from exporter.supervision import Limits, Situation, Step, decide, next_pause
 
 _log = logging.getLogger(__name__)
 _TICK_SECONDS = 0.25
-_ENUMERATION = "enumeration"
-
-
-class Worker(Protocol):
-    """What the supervisor needs of a worker process."""
-
-    @property
-    def pid(self) -> int:
-        """Its process id."""
-        ...
-
-    @property
-    def readable(self) -> bool:
-        """False once it has closed its end of the pipe."""
-        ...
-
-    def read(self, timeout: float) -> list[Frame | FrameError]:
-        """Wait for frames."""
-        ...
-
-    def exit_code(self) -> int | None:
-        """Return the exit code, None while it runs."""
-        ...
-
-    def ask_to_end(self) -> None:
-        """Ask it to end; it may take its time."""
-        ...
-
-    def let_go(self) -> None:
-        """Ask it to let go of the driver and then to end."""
-        ...
-
-    def keep(self) -> None:
-        """Take that back."""
-        ...
-
-    def heard_xid(self, uuid: str) -> None:
-        """Tell it that a GPU had an Xid error."""
-        ...
-
-    def wait(self, timeout: float) -> int | None:
-        """Wait for its end."""
-        ...
-
-    def close(self) -> None:
-        """Stop reading."""
-        ...
-
-    def forget(self) -> None:
-        """Leave it alone for good."""
-        ...
 
 
 class FrameSink(Protocol):
@@ -112,16 +64,16 @@ class Supervisor:
         self._release = release
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
-        self._worker: Worker | None = None
+        self._worker: HeardWorker | None = None
+        self._handover = Handover(self._start_one, sink, limits, clock)
+        # Those that were asked to end and have been replaced already, and those stuck in the driver.
+        self._leaving: list[HeardWorker] = []
         self._abandoned: list[Worker] = []
-        self._started_at = self._heard_at = clock.monotonic()
-        self._asked_at: float | None = None
+        self._started_at = clock.monotonic()
         self._start_at = 0.0
         self._pause: float | None = None
-        self._starts = 0
-        self._devices: frozenset[str] = frozenset()
-        self._running: dict[str, float] = {}
-        self._told_at, self._let_go_at = 0.0, math.inf
+        self._replacements = -1
+        self._let_go_at = math.inf
 
     def start(self) -> None:
         """Start the worker and begin to read it."""
@@ -135,9 +87,12 @@ class Supervisor:
         self._release.close()
         if self._thread.ident is not None:
             self._thread.join()
-        for worker in filter(None, [self._worker, *self._abandoned]):
+        heard = filter(None, [self._worker, self._handover.worker, *self._leaving])
+        workers = [*(one.worker for one in heard), *self._abandoned]
+        for worker in workers:
             worker.ask_to_end()
             worker.close()
+        for worker in workers:
             if worker.wait(grace) is None:
                 _log.warning(
                     "worker %d is stuck in a driver call and is left to end by itself", worker.pid
@@ -156,9 +111,11 @@ class Supervisor:
             case Step.ASK_TO_END:
                 self._ask_to_end()
             case Step.ABANDON:
-                self._abandon()
+                self._give_up()
             case Step.NOTHING:
                 pass
+        self._hand_over()
+        self._see_off()
         self._follow_release()
         self._pass_on_xids()
         self._report()
@@ -173,62 +130,54 @@ class Supervisor:
                 self._clock.wait(self._stop, _TICK_SECONDS)
 
     def _read(self) -> None:
-        if self._worker is None or not self._worker.readable:
+        if self._worker is None or not self._worker.worker.readable:
             self._clock.wait(self._stop, _TICK_SECONDS)
             return
-        for frame in self._worker.read(_TICK_SECONDS):
-            self._heard_at = self._clock.monotonic()
+        self._take(self._worker.read(_TICK_SECONDS))
+
+    def _take(self, frames: Iterable[Frame | FrameError]) -> None:
+        for frame in frames:
             if isinstance(frame, FrameError):
                 self._sink.count_error("worker", "bad_frame")
-                _log.warning("worker: %s", frame)
-                continue
-            if isinstance(frame, HeartbeatFrame):
-                self._running, self._told_at = dict(frame.running), frame.monotonic
-            elif isinstance(frame, DevicesFrame):
-                self._devices = frozenset(info.uuid for info in frame.devices)
-            self._sink.apply(frame)
+            else:
+                self._sink.apply(frame)
 
     def _situation(self) -> Situation:
+        worker = self._worker
+        now = self._clock.monotonic()
         return Situation(
-            now=self._clock.monotonic(),
-            present=self._worker is not None,
-            exited=self._worker is not None and self._worker.exit_code() is not None,
-            heard_at=self._heard_at,
-            asked_at=self._asked_at,
-            all_stuck_since=self._all_stuck_since(),
+            now=now,
+            present=worker is not None,
+            exited=worker is not None and worker.worker.exit_code() is not None,
+            heard_at=now if worker is None else worker.heard_at,
+            asked_at=None if worker is None else worker.asked_at,
+            all_stuck_since=None if worker is None else worker.all_stuck_since(),
             start_at=self._start_at,
             abandoned=len(self._abandoned),
             may_start=self._release.may_start(),
         )
 
-    def _all_stuck_since(self) -> float | None:
-        if _ENUMERATION in self._running:
-            return self._running[_ENUMERATION]
-        if self._devices and self._devices <= self._running.keys():
-            return max(self._running.values())
-        return None
+    def _start_one(self) -> HeardWorker | None:
+        try:
+            return HeardWorker(self._start_worker(), self._clock)
+        except OSError as error:
+            _log.error("cannot start a worker: %s", error)
+            self._sink.count_error("worker", "start")
+            return None
 
     def _start(self) -> None:
-        now = self._clock.monotonic()
-        self._started_at = self._heard_at = now
-        self._asked_at, self._running, self._devices = None, {}, frozenset()
-        try:
-            self._worker = self._start_worker()
-        except OSError as error:
-            _log.error("cannot start the worker: %s", error)
-            self._sink.count_error("worker", "start")
-            self._schedule_start(now)
-            return
-        self._starts += 1
+        self._started_at = self._clock.monotonic()
+        self._worker = self._start_one()
+        if self._worker is None:
+            self._schedule_start()
+        else:
+            self._replacements += 1
 
     def _bury(self) -> None:
-        worker = self._worker
-        if worker is None:
+        if self._worker is None:
             return
-        while worker.readable and (frames := worker.read(0)):
-            for frame in frames:
-                if not isinstance(frame, FrameError):
-                    self._sink.apply(frame)
+        worker = self._worker.worker
+        self._take(self._worker.rest())
         worker.close()
         if self._release.may_start():
             _log.warning("worker %d ended with code %s", worker.pid, worker.exit_code())
@@ -239,38 +188,78 @@ class Supervisor:
         if self._worker is not None:
             _log.warning("worker %d does not work; asking it to end", self._worker.pid)
             self._worker.ask_to_end()
-        self._asked_at = self._clock.monotonic()
 
-    def _abandon(self) -> None:
+    def _give_up(self) -> None:
         if self._worker is not None:
-            _log.error(
-                "worker %d is stuck in a driver call; it is left alone, never killed there",
-                self._worker.pid,
-            )
-            self._worker.close()
-            self._abandoned.append(self._worker)
-        self._sink.count_error("worker", "stuck")
+            self._abandon(self._worker)
         self._gone()
 
-    def _gone(self) -> None:
-        now = self._clock.monotonic()
-        self._worker, self._running = None, {}
-        self._schedule_start(now)
+    def _abandon(self, one: HeardWorker) -> None:
+        _log.error(
+            "worker %d is stuck in a driver call; it is left alone, never killed there",
+            one.pid,
+        )
+        one.worker.close()
+        self._abandoned.append(one.worker)
+        self._sink.count_error("worker", "stuck")
 
-    def _schedule_start(self, now: float) -> None:
+    def _gone(self) -> None:
+        self._worker = None
+        self._schedule_start()
+
+    def _schedule_start(self) -> None:
+        now = self._clock.monotonic()
         self._pause = next_pause(self._pause, now - self._started_at, self._limits)
         self._start_at = now + self._pause
 
+    def _hand_over(self) -> None:
+        free = not self._abandoned and not self._leaving and self._release.may_start()
+        new = self._handover.step(self._worker, may_start=free)
+        if self._handover.given_up is not None:
+            self._leave(self._handover.given_up)
+            self._handover.given_up = None
+        if new is None:
+            return
+        before, self._worker = self._worker, new.heard
+        self._started_at = new.heard.started_at
+        if before is not None:
+            # What it still has to tell comes first: what the new one has found is newer.
+            self._take(before.rest())
+            self._leave(before)
+        self._take(new.take_over(Counter() if before is None else before.xids))
+        _log.info("worker %d has taken over", new.heard.pid)
+
+    def _leave(self, one: HeardWorker) -> None:
+        if one.asked_at is None:
+            one.ask_to_end()
+        one.worker.close()
+        self._leaving.append(one)
+
+    def _see_off(self) -> None:
+        """Abandon those that do not end in time."""
+        now = self._clock.monotonic()
+        staying = []
+        for one in self._leaving:
+            if one.worker.exit_code() is not None:
+                continue
+            if one.asked_at is not None and now - one.asked_at >= self._limits.grace:
+                self._abandon(one)
+            else:
+                staying.append(one)
+        self._leaving = staying
+
     def _follow_release(self) -> None:
-        held = self._worker is not None or bool(self._abandoned)
+        others = bool(self._abandoned or self._leaving or self._handover.worker)
+        held = self._worker is not None or others
         match self._release.next_move(held=held, stuck=self._why_stuck()):
-            case Move.LET_GO if self._worker is not None:
+            case Move.LET_GO if held:
                 self._let_go_at = self._clock.monotonic()
-                self._worker.let_go()
+                if self._worker is not None:
+                    self._worker.worker.let_go()
             case Move.KEEP:
                 self._let_go_at = math.inf
                 if self._worker is not None:
-                    self._worker.keep()
+                    self._worker.worker.keep()
             case Move.RELEASED:
                 self._let_go_at = math.inf
                 self._sink.set_released(released=True)
@@ -283,12 +272,13 @@ class Supervisor:
     def _why_stuck(self) -> str:
         if self._abandoned:
             return f"worker {self._abandoned[0].pid} is stuck in a driver call"
-        if self._told_at < self._let_go_at:
+        worker = self._worker
+        if worker is None or worker.told_at < self._let_go_at:
             # What it told before may have come back since.
             return ""
         now = self._clock.monotonic()
-        for what, since in self._running.items():
-            if what != _ENUMERATION and now - since >= self._limits.stuck_call:
+        for what, since in worker.running.items():
+            if what != ENUMERATION and now - since >= self._limits.stuck_call:
                 return f"a driver call about {what} has not come back for {now - since:.0f} s"
         return ""
 
@@ -296,10 +286,11 @@ class Supervisor:
         # Those that the driver tells of itself the worker knows before we do.
         for uuid in self._sink.take_logged():
             if self._worker is not None:
-                self._worker.heard_xid(uuid)
+                self._worker.worker.heard_xid(uuid)
 
     def _report(self) -> None:
-        now = self._clock.monotonic()
-        longest = max((now - since for since in self._running.values()), default=0.0)
-        restarts = max(0, self._starts - 1)
+        # What one that is on its way out told last may have come back since.
+        heard = filter(None, [self._worker, self._handover.worker])
+        longest = max((one.longest_call() for one in heard), default=0.0)
+        restarts = max(0, self._replacements)
         self._sink.set_worker(WorkerView(max(0.0, longest), restarts, len(self._abandoned)))

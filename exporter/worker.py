@@ -50,6 +50,7 @@ class WorkerOptions:
     Attributes:
         procfs: where processes are looked at.
         container_socket: of the engine that knows the names of containers; empty asks none.
+        expected: uuids of the GPUs that were there before.
     """
 
     backend: str
@@ -57,6 +58,7 @@ class WorkerOptions:
     schedule: Schedule
     procfs: str = "/proc"
     container_socket: str = ""
+    expected: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """Write for the command line."""
@@ -72,6 +74,7 @@ class WorkerOptions:
             schedule=Schedule(**body["schedule"]),
             procfs=body["procfs"],
             container_socket=body["container_socket"],
+            expected=tuple(body["expected"]),
         )
 
 
@@ -100,7 +103,9 @@ def run(options: WorkerOptions, writer: FrameWriter, stop: threading.Event, cloc
     """Collect until told to stop, and return when no driver call is going on any more."""
     backend = registry.create(options.backend, options.backend_options)
     name = _namer(options, writer, clock)
-    collector = Collector(backend, options.schedule, writer.emit, clock, name)
+    collector = Collector(
+        backend, options.schedule, writer.emit, clock, name, expected=options.expected
+    )
     collector.start()
     order = KEEP
     while not _finished(collector, order):
@@ -111,7 +116,8 @@ def run(options: WorkerOptions, writer: FrameWriter, stop: threading.Event, cloc
             else:
                 order = told
                 _OBEY[order](collector)
-        writer.emit(HeartbeatFrame(clock.monotonic(), collector.running_since()))
+        running, wants = collector.running_since(), collector.wants_successor
+        writer.emit(HeartbeatFrame(clock.monotonic(), running, wants))
 
 
 def _namer(options: WorkerOptions, writer: FrameWriter, clock: Clock) -> NameProcesses:

@@ -21,7 +21,14 @@ from tests.nvml_standin import Driver
 # A word of `gpu_exporter_collect_errors_total` that only one function answers with: no real code is so high.
 FIRST_CODE = 1000
 SHORT = Limits(
-    silence=4, stuck=3, grace=0.5, backoff=0.1, backoff_limit=0.5, handover_limit=2, calm=1
+    silence=4,
+    stuck=3,
+    grace=0.5,
+    backoff=0.1,
+    backoff_limit=0.5,
+    handover=2,
+    handover_limit=2,
+    calm=1,
 )
 _environment = threading.Lock()
 

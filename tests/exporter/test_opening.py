@@ -134,7 +134,7 @@ def test_until_every_card_has_told_none_counts_as_missing(running, eventually) -
     assert running.last().opening == ()
 
 
-def test_while_one_card_is_being_opened_a_lost_one_closes_nothing(running, eventually) -> None:
+def test_while_one_card_is_being_opened_a_lost_one_opens_nothing_again(running, eventually) -> None:
     come_back = threading.Event()
 
     def lost() -> None:
@@ -148,10 +148,45 @@ def test_while_one_card_is_being_opened_a_lost_one_closes_nothing(running, event
         eventually(lambda: len(running.of(FaultFrame, "GPU-1")) >= 20)
         before = len(running.of(SampleFrame, "GPU-2"))
         eventually(lambda: len(running.of(SampleFrame, "GPU-2")) >= before + 20)
-        assert (running.backend.begun, running.backend.closed) == (1, 0)
+        assert not running.collector.wants_successor
     finally:
         come_back.set()
+    # Another process is to open the driver again: this one reads on.
+    eventually(lambda: running.collector.wants_successor)
+    assert (running.backend.begun, running.backend.closed) == (1, 0)
+
+
+def test_a_lost_card_closes_nothing_while_another_is_read_and_else_all(running, eventually) -> None:
+    def lost() -> None:
+        raise DeviceFault(FaultReason.LOST, "gone")
+
+    good = running.cards[0].device.on_sample
+    running.cards[0].device.on_sample = lost
+    running.collector.start()
+    eventually(lambda: running.collector.wants_successor)
+    before = len(running.of(SampleFrame, "GPU-1"))
+    eventually(lambda: len(running.of(SampleFrame, "GPU-1")) > before + 20)
+    assert (running.backend.begun, running.backend.closed) == (1, 0)
+    for card in running.cards[1:]:
+        card.device.on_sample = lost
     eventually(lambda: running.backend.begun >= 2)
+    for card in running.cards:
+        card.device.on_sample = good
+    eventually(lambda: running.collector.wants_successor is False and running.uuids())
+
+
+def test_a_card_that_was_there_before_this_process_is_looked_for(eventually) -> None:
+    running = Running(2)
+    running.collector = Collector(
+        running.backend, FAST, running.frames.append, SystemClock(), expected=("GPU-1", "GPU-7")
+    )
+    running.collector.start()
+    try:
+        eventually(lambda: running.collector.wants_successor)
+        assert running.uuids() == ["GPU-0", "GPU-1"]
+    finally:
+        running.collector.request_stop()
+        assert running.collector.join(10)
 
 
 def test_a_lost_card_beside_a_slow_one_is_looked_for_less_and_less(eventually) -> None:
@@ -160,7 +195,7 @@ def test_a_lost_card_beside_a_slow_one_is_looked_for_less_and_less(eventually) -
 
     def open_slowly() -> Opened:
         threading.Event().wait(0.25)
-        return Opened(slow.device)
+        raise DeviceFault(FaultReason.RESET_REQUIRED, "reset")
 
     def fail() -> Opened:
         threading.Event().wait(0.3)

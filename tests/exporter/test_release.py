@@ -18,7 +18,7 @@ from exporter.release import FILE_NAME, Grant, Move, Release
 from exporter.web.app import ExporterApp
 from exporter.web.release import ReleaseEndpoint, read_token
 from tests.exporter.fakes import Bench, FakeClock, info
-from tests.exporter.test_supervision import LIMITS, Stage
+from tests.exporter.supervisor_stage import LIMITS, Stage
 
 TOKEN = "let-go-of-all-the-cards"
 

@@ -5,12 +5,10 @@ import dataclasses
 import pytest
 
 from exporter.frames import DevicesFrame, HeartbeatFrame
-from exporter.release import Release
-from exporter.supervision import Limits, Situation, Step, decide, next_pause
-from exporter.supervisor import Supervisor
-from tests.exporter.fakes import FakeClock, info
+from exporter.supervision import Situation, Step, decide, next_pause
+from tests.exporter.fakes import info
+from tests.exporter.supervisor_stage import LIMITS, Stage
 
-LIMITS = Limits(silence=10, stuck=30, grace=5, abandoned=1, backoff=1, backoff_limit=8, steady=60)
 WELL = Situation(
     now=100,
     present=True,
@@ -48,96 +46,6 @@ def test_pauses_double_up_to_a_limit_and_start_anew_after_a_steady_life() -> Non
     assert next_pause(1, 5, LIMITS) == 2
     assert next_pause(6, 5, LIMITS) == 8
     assert next_pause(8, 60, LIMITS) == 1
-
-
-class FakeWorker:
-    def __init__(self, clock: FakeClock) -> None:
-        self.clock = clock
-        self.pid = 1
-        self.readable = True
-        self.frames: list = []
-        self.code: int | None = None
-        self.asked = False
-        self.orders: list[str] = []
-        self.obeys = True
-
-    def read(self, timeout: float) -> list:
-        self.clock.now += timeout
-        frames, self.frames = self.frames, []
-        return frames
-
-    def exit_code(self) -> int | None:
-        return self.code
-
-    def ask_to_end(self) -> None:
-        self.asked = True
-        if self.obeys:
-            self.code = 0
-
-    def let_go(self) -> None:
-        self.orders.append("let go")
-        if self.obeys:
-            self.code = 0
-
-    def keep(self) -> None:
-        self.orders.append("keep")
-
-    def heard_xid(self, uuid: str) -> None:
-        self.orders.append(f"xid {uuid}")
-
-    def wait(self, timeout: float) -> int | None:
-        return self.code
-
-    def close(self) -> None:
-        self.readable = False
-
-    def forget(self) -> None:
-        self.close()
-
-
-class Sink:
-    def __init__(self) -> None:
-        self.frames: list = []
-        self.worker = None
-        self.released: list[bool] = []
-        self.errors: list[tuple[str, str]] = []
-        self.logged: set[str] = set()
-
-    def apply(self, frame) -> None:
-        self.frames.append(frame)
-
-    def set_worker(self, worker) -> None:
-        self.worker = worker
-
-    def set_released(self, *, released: bool) -> None:
-        self.released.append(released)
-
-    def count_error(self, collector: str, reason: str) -> None:
-        self.errors.append((collector, reason))
-
-    def take_logged(self) -> set[str]:
-        logged, self.logged = self.logged, set()
-        return logged
-
-
-class Stage:
-    def __init__(self, release: Release | None = None, clock: FakeClock | None = None) -> None:
-        self.clock = clock or FakeClock()
-        self.sink = Sink()
-        self.workers: list[FakeWorker] = []
-        self.release = release or Release(self.clock, LIMITS.release)
-        self.supervisor = Supervisor(self.start, self.sink, LIMITS, self.clock, self.release)
-
-    def start(self) -> FakeWorker:
-        self.workers.append(FakeWorker(self.clock))
-        return self.workers[-1]
-
-    def run(self, seconds: float, *frames) -> None:
-        end = self.clock.now + seconds
-        while self.clock.now < end:
-            if frames:
-                self.workers[-1].frames.extend(frames)
-            self.supervisor.step()
 
 
 def test_an_xid_of_the_kernel_log_is_passed_on_once_and_to_a_worker_only() -> None:
