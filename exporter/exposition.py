@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import TypeAlias
 
 from exporter.catalogue import Kind, Metric
@@ -24,17 +25,19 @@ _SUFFIXES = {Kind.COUNTER: "_total", Kind.INFO: "_info", Kind.GAUGE: ""}
 class Series:
     """How the series of one metric are written; made once, since lines are written by the hundred."""
 
-    __slots__ = ("_order", "_template", "metric", "openmetrics_header", "text_header")
+    __slots__ = ("_count", "_labels", "_order", "metric", "openmetrics_header", "text_header")
 
     def __init__(self, metric: Metric) -> None:
         self.metric = metric
         self.text_header = _text_header(metric)
         self.openmetrics_header = _openmetrics_header(metric)
         names = metric.label_names
+        self._count = len(names)
         # By name, as prometheus-client has them.
-        self._order = tuple(sorted(range(len(names)), key=names.__getitem__))
-        labels = ",".join(f'{names[place]}="%s"' for place in self._order)
-        self._template = f"{metric.name}{{{labels}}} %s\n" if names else f"{metric.name} %s\n"
+        order = sorted(range(len(names)), key=names.__getitem__)
+        labels = ",".join(f'{names[place]}="%s"' for place in order)
+        self._labels = f"{metric.name}{{{labels}}}" if names else metric.name
+        self._order: Callable[[tuple[str, ...]], object] = itemgetter(*order) if order else tuple
 
     def line(self, values: tuple[str, ...], value: float) -> str:
         """Return one series, with the values of its labels in the order of the catalogue.
@@ -44,12 +47,12 @@ class Series:
         """
         if not math.isfinite(value):
             raise ValueError(f"{self.metric.name}: {value} is not a reading")
-        if len(values) != len(self._order):
+        if len(values) != self._count:
             raise ValueError(f"{self.metric.name}: {values} for {self.metric.label_names}")
         together = "".join(values)
         if '"' in together or "\\" in together or "\n" in together:
             values = tuple(one.translate(_ESCAPES) for one in values)
-        return self._template % (*[values[place] for place in self._order], number(value))
+        return f"{self._labels % self._order(values)} {number(value)}\n"
 
 
 Family: TypeAlias = tuple[Series, list[bytes]]

@@ -135,7 +135,10 @@ class Page:
             for name, more, value in rows:
                 series = _SERIES[name]
                 values = (*labels, *more) if series.metric.per_gpu else more
-                lines.setdefault(name, []).append(series.line(values, value))
+                written = lines.get(name)
+                if written is None:
+                    written = lines[name] = []
+                written.append(series.line(values, value))
         except Exception as error:  # noqa: BLE001  one bad GPU must not cost the whole page
             self._failed(collector, labels[-1] if labels else collector, error)
             return None
