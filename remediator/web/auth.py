@@ -164,6 +164,12 @@ def requires(role: Role) -> Callable[[Callable[P, Any]], Callable[P, Any]]:
     return decorate
 
 
+def may(role: Role) -> bool:
+    """Whether who sent this request has `role`; for what is open, and says more to some."""
+    identities: Identities = current_app.extensions["identities"]
+    return identities.judge(role, request.environ) is Judgement.GRANTED
+
+
 def _refuse(judgement: Judgement, role: Role, identities: Identities) -> Any:
     if judgement is Judgement.BUSY:
         # Not 429: Alertmanager forgets what is answered so, and tries again after a 503.

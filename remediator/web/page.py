@@ -1,4 +1,7 @@
-"""The landing page: what this is, whether it may act, and where to look; it needs no token."""
+"""The landing page: what this is, whether it may act, and where to look; it needs no token.
+
+Who shows one that may read is told the names that operators gave, too.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from remediator import __version__
 from remediator.engine.standing import Standing
 from remediator.errors import StorageError
 from remediator.web import status
+from remediator.web.auth import may
 
 blueprint = Blueprint("page", __name__)
 
@@ -37,9 +41,14 @@ Version {__version__}.</p>
 <tr><td><code>POST /api/v1/alerts</code></td><td>the webhook, with the webhook token</td></tr>
 <tr><td><code>/api/v1/runs</code>, <code>/api/v1/audit</code>, <code>/api/v1/services</code>,
 <code>/api/v1/incidents</code>, <code>/api/v1/status</code></td><td>with the read token</td></tr>
+<tr><td><code>/api/v1/runs/RUN/approval</code>, then <code>POST /api/v1/runs/RUN/approve</code> or
+<code>deny</code></td><td>what waits for a person; with the operate token</td></tr>
+<tr><td><code>POST /-/reload</code></td><td>read the configuration again, with the operate token</td></tr>
+<tr><td><a href="/api/v1/openapi.json">/api/v1/openapi.json</a></td>
+<td>all of it, as an OpenAPI document</td></tr>
 </table>
-<p>On this machine: <code>gpu-remediator check</code>, <code>runs</code>, <code>audit tail</code>,
-<code>undo</code>, <code>pause</code>.</p>
+<p>On this machine: <code>gpu-remediator check</code>, <code>runs</code>, <code>approve</code> and
+<code>deny</code>, <code>audit tail</code>, <code>undo</code>, <code>pause</code>, <code>resume</code>.</p>
 </html>
 """
 
@@ -48,13 +57,13 @@ Version {__version__}.</p>
 def landing() -> str:
     """The page. What keeps actions back is said, but no reason that somebody gave."""
     try:
-        said = _standing(status.now())
+        said = _standing(status.now(), named=may("read"))
     except StorageError:
         said = "<p>The store does not answer: nothing is begun.</p>"
     return _PAGE.replace("<!-- standing -->", said)
 
 
-def _standing(now: Standing) -> str:
+def _standing(now: Standing, *, named: bool) -> str:
     held = [
         word
         for word, holds in (
@@ -64,7 +73,10 @@ def _standing(now: Standing) -> str:
         )
         if holds
     ]
-    held += [f"the maintenance window {escape(one.name)} is open" for one in now.windows]
+    if named:
+        held += [f"the maintenance window {escape(one.name)} is open" for one in now.windows]
+    elif now.windows:
+        held.append("a maintenance window is open")
     return f"<p>Mode <b>{now.mode}</b>; {'; '.join(held) or 'nothing keeps it back'}.</p>"
 
 

@@ -254,7 +254,7 @@ def test_what_keeps_it_back_is_on_the_page_in_the_api_and_in_the_metrics(
     running.made.config.kill_switch.touch()
     running.made.client("operate").post("/api/v1/pause", json={"why": "<b>a secret reason</b>"})
     page = running.call("get", "/", None).text
-    for said in ("kill switch is pulled", "paused", "window always on is open"):
+    for said in ("kill switch is pulled", "paused", "a maintenance window is open"):
         assert said in page
     assert "secret reason" not in page, "the page is open to everybody"
     status = running.call("get", "/api/v1/status", "read").json
