@@ -177,7 +177,7 @@ class RemediatorCollector(Collector):
             values = [one.trigger, gpu, service, one.playbook, one.last_step, one.reason, one.state]
             incidents.add_metric(values, 1)
         yield incidents
-        overdue = self._world.clock.now() - self._world.config.timing.lease_overdue_after
+        ages, late = self._world.ages, self._world.config.timing.lease_overdue_after
         age = 0.0 if durable.oldest is None else max(0.0, self._world.clock.now() - durable.oldest)
         for name, text, value in (
             ("remediator_queue_depth", "Episodes that are due for a decision.", durable.queue),
@@ -190,7 +190,7 @@ class RemediatorCollector(Collector):
             (
                 "remediator_undo_leases_overdue",
                 "Changed knobs that are kept longer than they should be: hot, blind or refused.",
-                sum(1 for lease in durable.leases if lease.created_at < overdue),
+                sum(ages.of_lease(one, self._world.clock) > late for one in durable.leases),
             ),
             ("remediator_paused", "1 while an operator paused all actions.", durable.paused),
         ):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass, replace
 
-from remediator.clock import Clock
-from remediator.store import Run
+from remediator.clock import Clock, boot_id
+from remediator.store import Lease, Run, Transaction
 
 _FORGOTTEN_AFTER = 3 * 86400.0
 
@@ -25,15 +25,19 @@ class _Seen:
 
 
 class Ages:
-    """Ages of runs by the monotonic clock, from when this process first saw each.
+    """Ages of runs and leases by the monotonic clock of their boot, while that goes on.
 
-    What lies ahead of the wall clock then counts as happening now: a clock that was set back neither
-    frees a budget nor keeps it spent for longer than it lasts.
+    Of those from an earlier boot the wall clock is believed once, when this process first sees each;
+    from then on they grow old by the monotonic clock. What lies ahead of the wall clock then counts as
+    happening now: a clock that was set back neither frees a budget nor keeps it spent for longer than
+    it lasts.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._seen: dict[int, _Seen] = {}
+        # The moment of each lease, by the monotonic clock of this boot; before it began, below zero.
+        self._leased: dict[int, float] = {}
 
     def dated(self, run: Run, clock: Clock) -> tuple[float, float | None]:
         """When the run was created and when it ended, by what the wall clock says now."""
@@ -45,8 +49,8 @@ class Ages:
         ended = None if seen.ended is None else now - seen.ended - passed
         return now - seen.created - passed, ended
 
-    def since(self, seconds: float, clock: Clock) -> float:
-        """From which wall time on runs must be read, to find all that are no older than `seconds`."""
+    def recent(self, tx: Transaction, seconds: float, clock: Clock) -> tuple[Run, ...]:
+        """At least the runs that were created no more than `seconds` ago, oldest first."""
         now, at = clock.now(), clock.monotonic()
         with self._lock:
             self._seen = {
@@ -57,12 +61,21 @@ class Ages:
             young = [
                 seen.wall for seen in self._seen.values() if seen.created + at - seen.at < seconds
             ]
-        return min([now - seconds, *young])
+        since = min([now - seconds, *young])
+        return tx.runs.recent(since, boot_id=boot_id(), monotonic=at - seconds)
+
+    def of_lease(self, lease: Lease, clock: Clock) -> float:
+        """How long ago the lease was opened (seconds)."""
+        at = clock.monotonic()
+        with self._lock:
+            if lease.id not in self._leased:
+                self._leased[lease.id] = at - _age(lease, clock.now(), at)
+            return at - self._leased[lease.id]
 
     def _look(self, run: Run, now: float, at: float) -> _Seen:
         before = self._seen.get(run.id)
         if before is None:
-            created = max(0.0, now - run.created_at)
+            created = _age(run, now, at)
             ended = None if run.ended_at is None else min(created, max(0.0, now - run.ended_at))
             return _Seen(at, run.created_at, created, ended)
         if before.ended is not None or run.ended_at is None:
@@ -71,3 +84,11 @@ class Ages:
         passed = at - before.at
         ended = min(passed, max(0.0, now - run.ended_at))
         return replace(before, at=at, created=before.created + passed, ended=ended)
+
+
+def _age(one: Run | Lease, now: float, at: float) -> float:
+    """How long ago it was created (seconds), by the clock that is to be believed."""
+    known = one.created_monotonic
+    if known is not None and known <= at and one.boot_id and one.boot_id == boot_id():
+        return at - known
+    return max(0.0, now - one.created_at)

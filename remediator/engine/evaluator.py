@@ -324,6 +324,7 @@ class Evaluator:
             now=now,
             expires_at=now + self._world.config.timing.approval_expires if asking else None,
             boot_id=boot_id(),
+            monotonic=self._world.clock.monotonic(),
         )
         if run is None:
             return _taken(considered), None

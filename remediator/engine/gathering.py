@@ -82,7 +82,7 @@ def gather(
     """
     now = world.clock.now()
     with world.store.reading() as tx:
-        runs = tx.runs.recent(world.ages.since(_DAY, world.clock))
+        runs = world.ages.recent(tx, _DAY, world.clock)
         paused, opened = tx.get_meta(PAUSED), tx.get_meta(BREAKER)
         closed_after = int(tx.get_meta(BREAKER_CLOSED_AFTER) or 0)
     dated = [(run.id, _past(world, run)) for run in runs]
@@ -138,7 +138,7 @@ def stopped_lately(world: World, playbook: str) -> set[str]:
     window = world.config.limits.breaker_window
     with world.store.reading() as tx:
         closed_after = int(tx.get_meta(BREAKER_CLOSED_AFTER) or 0)
-        runs = tx.runs.recent(world.ages.since(window, world.clock))
+        runs = world.ages.recent(tx, window, world.clock)
     since = world.clock.now() - window
     return {
         run.target.key

@@ -100,8 +100,9 @@ class LeaseKeeper:
         warning = None if reading is None else reading.temperature_thresholds.get("warning")
         cool_below = None if warning is None else warning - timing.cool_margin_celsius
         temperature = None if reading is None else reading.temperature
+        ages, clock = self._world.ages, self._world.clock
         with self._world.store.reading() as tx:
-            recent = tx.runs.recent(self._world.clock.now() - _HOUR)
+            recent = ages.recent(tx, _HOUR, clock)
         # One excursion may raise an alert of each level, so each level is counted by itself.
         by_alert = Counter(
             run.trigger
@@ -109,6 +110,7 @@ class LeaseKeeper:
             if not run.safe
             and run.target == Target("gpu", lease.uuid)
             and run.trigger.startswith("GPUTemperature")
+            and ages.dated(run, clock)[0] >= clock.now() - _HOUR
         )
         return undo.UndoEvidence(
             blind=reading is None,
@@ -233,7 +235,7 @@ class LeaseKeeper:
         self._said[lease.id] = sentence
 
     def _is_overdue(self, lease: Lease) -> bool:
-        age = self._world.clock.now() - lease.created_at
+        age = self._world.ages.of_lease(lease, self._world.clock)
         return age > self._world.config.timing.lease_overdue_after
 
     def _page_flapping(self, lease: Lease, sentence: str) -> None:

@@ -196,6 +196,8 @@ class RunJournal:
                     value=intent.lease.value,
                     run_id=self._run.id,
                     now=self._world.clock.now(),
+                    boot_id=boot_id(),
+                    monotonic=self._world.clock.monotonic(),
                 )
             tx.audit(self.draft("step_started", intent.sentence, step, intent.data))
         return intent.data

@@ -8,7 +8,10 @@ from typing import Any
 
 from remediator.store.rows import Lease, LeaseState
 
-_COLUMNS = "id, uuid, knob, control, original, value, written, run_id, created_at, undo_requested"
+_COLUMNS = (
+    "id, uuid, knob, control, original, value, written, run_id, created_at, undo_requested, boot_id, "
+    "created_monotonic"
+)
 
 
 class Leases:
@@ -27,17 +30,24 @@ class Leases:
         value: int,
         run_id: int,
         now: float,
+        boot_id: str = "",
+        monotonic: float | None = None,
     ) -> Lease:
         """Open the lease of this card's knob, or let a new value join the open one.
 
-        The value from before the first change stays the one to restore.
+        The value from before the first change stays the one to restore. `monotonic` is now by the
+        monotonic clock of the boot `boot_id`.
         """
         lease = self.open_for(uuid, knob)
         if lease is None:
             self._db.execute(
                 "INSERT INTO leases (uuid, knob, control, original, value, written, run_id, "
-                "created_at, updated_at, state) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 'active')",
-                (uuid, knob, control, original, value, json.dumps([value]), run_id, now, now),
+                "created_at, updated_at, boot_id, created_monotonic, state) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'active')",
+                (
+                    *(uuid, knob, control, original, value, json.dumps([value]), run_id),
+                    *(now, now, boot_id, monotonic),
+                ),
             )
         else:
             written = sorted({*lease.written, value})
@@ -83,6 +93,8 @@ class Leases:
                 run_id=row[7],
                 created_at=row[8],
                 undo_requested=bool(row[9]),
+                boot_id=row[10],
+                created_monotonic=row[11],
             )
             for row in rows
         )

@@ -58,7 +58,10 @@ class Episode:
 
 @dataclass(frozen=True)
 class Run:
-    """One execution of a playbook on one target; times in Unix seconds."""
+    """One execution of a playbook on one target; times in Unix seconds.
+
+    `created_monotonic` is of the monotonic clock of the boot `boot_id`; None where nobody noted it.
+    """
 
     id: int
     episode_id: int | None
@@ -79,6 +82,7 @@ class Run:
     ended_at: float | None
     expires_at: float | None
     boot_id: str
+    created_monotonic: float | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Lease:
-    """The undo of one knob of one card; values in the knob's integer unit (milliwatts)."""
+    """The undo of one knob of one card; values in the knob's integer unit (milliwatts).
+
+    Times as in `Run`.
+    """
 
     id: int
     uuid: str
@@ -114,6 +121,8 @@ class Lease:
     run_id: int
     created_at: float
     undo_requested: bool
+    boot_id: str = ""
+    created_monotonic: float | None = None
 
 
 @dataclass(frozen=True)

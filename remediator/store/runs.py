@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +13,8 @@ from remediator.targets import Target
 
 _COLUMNS = (
     "id, episode_id, playbook, weight, destructive, safe, trigger, target_kind, target_name, state, reason, "
-    "sentence, plan, rung, cancel_reason, created_at, updated_at, ended_at, expires_at, boot_id"
+    "sentence, plan, rung, cancel_reason, created_at, updated_at, ended_at, expires_at, boot_id, "
+    "created_monotonic"
 )
 _STEP_COLUMNS = (
     "run_id, seq, rung, action, gpu, service, state, intent, result, sentence, started_at, ended_at, "
@@ -42,14 +44,18 @@ class Runs:
         now: float,
         expires_at: float | None,
         boot_id: str,
+        monotonic: float | None = None,
     ) -> Run | None:
-        """Reserve a run and its locks, all or none; None when one of them is taken."""
+        """Reserve a run and its locks, all or none; None when one of them is taken.
+
+        `monotonic` is `now` by the monotonic clock of this boot.
+        """
         if locks and self.holders(locks):
             return None
         cursor = self._db.execute(
             "INSERT INTO runs (episode_id, playbook, weight, destructive, safe, trigger, target_kind, "
-            "target_name, state, plan, created_at, updated_at, expires_at, boot_id) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "target_name, state, plan, created_at, updated_at, expires_at, boot_id, created_monotonic) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 episode_id,
                 playbook,
@@ -65,6 +71,7 @@ class Runs:
                 now,
                 expires_at,
                 boot_id,
+                monotonic,
             ),
         )
         run_id = int(cursor.lastrowid or 0)
@@ -104,35 +111,40 @@ class Runs:
     def holders(self, locks: Sequence[Target]) -> tuple[Run, ...]:
         """The active runs that hold any of `locks`."""
         marks = ", ".join("?" for _ in locks)
-        return self._many(
+        return self.where(
             f"id IN (SELECT run_id FROM run_locks WHERE target IN ({marks}))",
             tuple(lock.key for lock in locks),
         )
 
     def get(self, run_id: int) -> Run | None:
         """The run with this id."""
-        found = self._many("id = ?", (run_id,))
+        found = self.where("id = ?", (run_id,))
         return found[0] if found else None
 
     def active(self) -> tuple[Run, ...]:
         """Runs that have not ended, oldest first."""
-        return self._many(f"state IN ({_ACTIVE}) ORDER BY id", ())
+        return self.where(f"state IN ({_ACTIVE}) ORDER BY id", ())
 
     def followers(self, target: Target) -> tuple[Run, ...]:
         """Active runs about this target that do not hold it: they are past what they verified."""
-        return self._many(
+        return self.where(
             f"state IN ({_ACTIVE}) AND state <> 'awaiting_approval' AND target_kind = ? "
             "AND target_name = ? AND id NOT IN (SELECT run_id FROM run_locks WHERE target = ?)",
             (target.kind, target.name, target.key),
         )
 
-    def recent(self, since: float) -> tuple[Run, ...]:
-        """Runs created at or after `since`, oldest first."""
-        return self._many("created_at >= ? ORDER BY id", (since,))
+    def recent(
+        self, since: float, *, boot_id: str = "", monotonic: float = math.inf
+    ) -> tuple[Run, ...]:
+        """Runs created at or after `since`, or in this boot at or after `monotonic`, oldest first."""
+        return self.where(
+            "created_at >= ? OR (boot_id = ? AND created_monotonic >= ?) ORDER BY id",
+            (since, boot_id, monotonic),
+        )
 
     def latest(self, limit: int) -> tuple[Run, ...]:
         """The newest runs, newest first."""
-        return self._many("1 ORDER BY id DESC LIMIT ?", (limit,))
+        return self.where("1 ORDER BY id DESC LIMIT ?", (limit,))
 
     def set_state(
         self, run_id: int, state: RunState, now: float, *, rung: int | None = None
@@ -269,7 +281,8 @@ class Runs:
             (state, json.dumps(dict(result)), sentence, now, run_id, seq),
         )
 
-    def _many(self, where: str, values: tuple[Any, ...]) -> tuple[Run, ...]:
+    def where(self, where: str, values: tuple[Any, ...]) -> tuple[Run, ...]:
+        """The runs of which this SQL is true; for this package alone."""
         rows = self._db.execute(f"SELECT {_COLUMNS} FROM runs WHERE {where}", values)
         return tuple(
             Run(
@@ -292,6 +305,7 @@ class Runs:
                 ended_at=row[17],
                 expires_at=row[18],
                 boot_id=row[19],
+                created_monotonic=row[20],
             )
             for row in rows
         )

@@ -215,7 +215,15 @@ CREATE TABLE approvals (
 ) STRICT;
 """
 
-MIGRATIONS = (_V1, _V2, _V3)
+# When it began by the kernel's monotonic clock: within that boot no clock that is set changes it.
+_V4 = """
+ALTER TABLE runs ADD COLUMN created_monotonic REAL;
+CREATE INDEX runs_booted ON runs (boot_id, created_monotonic);
+ALTER TABLE leases ADD COLUMN created_monotonic REAL;
+ALTER TABLE leases ADD COLUMN boot_id TEXT NOT NULL DEFAULT '';
+"""
+
+MIGRATIONS = (_V1, _V2, _V3, _V4)
 
 
 def migrate(connection: sqlite3.Connection) -> None:

@@ -32,10 +32,12 @@ class FakeClock:
 
     def __init__(self) -> None:
         self.passed = 0.0
+        self.set_by = 0.0
+        """By how much somebody has set the wall clock (seconds)."""
         self._due: list[tuple[float, Callable[[], object]]] = []
 
     def now(self) -> float:
-        return START + self.passed
+        return START + self.passed + self.set_by
 
     def monotonic(self) -> float:
         return self.passed
