@@ -7,7 +7,7 @@ from typing import Any
 
 from remediator.clock import boot_id
 from remediator.engine.gathering import supersede
-from remediator.store import Draft, Transaction
+from remediator.store import Draft, Step, Transaction
 from remediator.store.audit import Severity
 from remediator.store.inventory import HOLDER
 from remediator.store.rows import target_of
@@ -23,6 +23,7 @@ class Merge:
         self._now = now
         self._runs: dict[str, int] = {}
         self._to_return: set[tuple[str, int]] = set()
+        self._taken: set[tuple[int, int]] = set()
 
     def all(self, entries: Sequence[Entry], unreadable: int) -> None:
         """Every entry, behind a record that tells of the outage."""
@@ -91,8 +92,10 @@ class Merge:
         if entry["intent"].get("was_to_return"):
             self._to_return.add((entry["service"], entry["seq"]))
         run_id = self._run(entry)
-        if run_id is not None and self._is_open(run_id, entry["seq"]):
+        if run_id is not None and self._is_newest(run_id, entry):
             kind, name = entry["target"]
+            kept = self._step(run_id, entry["seq"])
+            before = entry["intent"].get("before") or (kept and kept.intent.get("before"))
             self._tx.runs.intend(
                 run_id,
                 entry["seq"],
@@ -100,16 +103,17 @@ class Merge:
                 action="stop_service",
                 gpu=name if kind == "gpu" else None,
                 service=entry["service"],
-                intent=entry["intent"],
+                # Tried again: what ran before the first try is what was up.
+                intent={**entry["intent"], "before": before},
                 sentence=entry["sentence"],
-                now=entry["time"],
+                now=entry["time"] if kept is None else kept.started_at,
                 boot_id=entry["boot_id"],
             )
         self._audit("step_started", entry["sentence"], entry)
 
     def _ended(self, entry: Entry) -> None:
         tx, name, run_id = self._tx, entry["service"], self._run(entry)
-        if run_id is not None and self._is_open(run_id, entry["seq"]):
+        if run_id is not None and self._is_newest(run_id, entry):
             tx.runs.finish_step(
                 run_id,
                 entry["seq"],
@@ -133,9 +137,21 @@ class Merge:
             self._tx.leases.end(entry["lease"], entry["state"], entry["sentence"], entry["time"])
             self._audit("undone", entry["sentence"], entry, entry["severity"])
 
-    def _is_open(self, run_id: int, seq: int) -> bool:
-        """Whether the step has no end yet: where the run goes on again, it may have one."""
-        return all(s.seq != seq or s.state == "intended" for s in self._tx.runs.steps(run_id))
+    def _is_newest(self, run_id: int, entry: Entry) -> bool:
+        """Whether what the journal says of the step is later than what the store says.
+
+        A stop that failed is tried again, and where the run goes on it may have made an end of its
+        own. Of the journal's entries the order counts: the clock may have been set between them.
+        """
+        key, kept = (run_id, entry["seq"]), self._step(run_id, entry["seq"])
+        ended_at = None if kept is None else kept.ended_at
+        newest = key in self._taken or ended_at is None or ended_at < float(entry["time"])
+        if newest:
+            self._taken.add(key)
+        return newest
+
+    def _step(self, run_id: int, seq: int) -> Step | None:
+        return next((step for step in self._tx.runs.steps(run_id) if step.seq == seq), None)
 
     def _run(self, entry: Entry) -> int | None:
         """The run of an entry; its beginning may have been taken over some time ago."""
