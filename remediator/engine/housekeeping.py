@@ -1,4 +1,4 @@
-"""Deadlines: silent episodes, expired approvals, incidents that are over, old deliveries."""
+"""Deadlines: silent episodes, expired approvals, incidents that are over, what is kept no longer."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from remediator.engine.approval import expired
 from remediator.engine.clock_watch import ClockWatch
 from remediator.engine.executor import Executor
 from remediator.engine.leases import FLAPPING
+from remediator.engine.retention import Forgetting
 from remediator.errors import NoEvidence, StorageError
 from remediator.signals.memory import Memory
 from remediator.store import Draft, Incident, Run
@@ -19,11 +20,6 @@ from remediator.world import World
 
 log = logging.getLogger(__name__)
 
-_DELIVERIES_KEPT = 7 * 86400.0
-_EPISODES_KEPT = 30 * 86400.0
-# In a storm there are many, and deliveries must not wait for long.
-_EPISODES_AT_ONCE = 5000
-_EVERY_PRUNE = 3600.0
 # The run that an incident begins with is reserved in the moment before.
 _RESERVED_BEFORE = 60.0
 # Below the least level that any alert about the host's memory has.
@@ -39,7 +35,7 @@ class Housekeeper:
         # Each open episode as it was last heard of, and when that was noticed: by the monotonic
         # clock of this process, so that neither its absence nor a clock that was set is silence.
         self._heard: dict[tuple[int, int], float] = {}
-        self._pruned_at: float | None = None
+        self._forgetting = Forgetting(world)
         self._clock_watch = ClockWatch(world)
 
     def note_start(self) -> None:
@@ -79,7 +75,7 @@ class Housekeeper:
         self._expire_approvals()
         left_down.tell(self._world)
         self._close_incidents()
-        self._prune()
+        self._forgetting.look()
 
     def _end_silent_episodes(self) -> None:
         ttl = self._world.config.timing.episode_ttl
@@ -151,21 +147,6 @@ class Housekeeper:
                     reason="expired",
                 )
             )
-
-    def _prune(self) -> None:
-        """Deliveries are kept for a week, and episodes of which nothing came for a month.
-
-        What came of the others is in the runs; all of them are in the audit.
-        """
-        now = self._world.clock.monotonic()
-        if self._pruned_at is not None and now - self._pruned_at < _EVERY_PRUNE:
-            return
-        with self._world.store.transaction() as tx:
-            tx.episodes.prune_deliveries(self._world.clock.now() - _DELIVERIES_KEPT)
-            tx.episodes.prune(self._world.clock.now() - _EPISODES_KEPT, _EPISODES_AT_ONCE)
-        self._pruned_at = now
-        while self._world.store.retire_audit(self._world.config.audit.keep):
-            pass
 
     def _close_incidents(self) -> None:
         """An incident ends with its episode; one that needs a person only when it is seen good."""

@@ -36,28 +36,6 @@ class Episodes:
         row = self._db.execute("SELECT max(received_at) FROM deliveries").fetchone()
         return None if row[0] is None else float(row[0])
 
-    def prune_deliveries(self, before: float) -> None:
-        """Forget deliveries that arrived before then, but never the newest."""
-        self._db.execute(
-            "DELETE FROM deliveries WHERE received_at < ? "
-            "AND id < (SELECT max(id) FROM deliveries)",
-            (before,),
-        )
-
-    def prune(self, before: float, most: int) -> None:
-        """Forget the oldest that ended before then and of which no run and no incident came.
-
-        Never the newest: its number stands in the audit, and must not be given to another.
-        """
-        self._db.execute(
-            "DELETE FROM episodes WHERE id IN (SELECT id FROM episodes WHERE ended_at < ? "
-            "AND id < (SELECT max(id) FROM episodes) "
-            "AND id NOT IN (SELECT episode_id FROM runs WHERE episode_id IS NOT NULL) "
-            "AND id NOT IN (SELECT episode_id FROM incidents WHERE episode_id IS NOT NULL) "
-            "ORDER BY id LIMIT ?)",
-            (before, most),
-        )
-
     def open_for(self, fingerprint: str) -> Episode | None:
         """The open episode of `fingerprint`."""
         return self._one("fingerprint = ? AND ended_at IS NULL", (fingerprint,))

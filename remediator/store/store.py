@@ -25,6 +25,7 @@ from remediator.store.episodes import Episodes
 from remediator.store.incidents import Incidents
 from remediator.store.inventory import Inventory
 from remediator.store.leases import Leases
+from remediator.store.retention import Retention
 from remediator.store.runs import Runs
 from remediator.store.schema import migrate
 from remediator.store.verify import Verdict, verify
@@ -73,6 +74,7 @@ class Transaction:
         self.inventory = Inventory(connection)
         self.incidents = Incidents(connection)
         self.approvals = Approvals(connection, key)
+        self.retention = Retention(connection)
 
     def audit(self, draft: chain.Draft) -> chain.AuditRecord:
         """Append to the audit chain."""
