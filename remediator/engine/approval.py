@@ -3,25 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from remediator.engine.gathering import supersede
+from remediator.engine.gathering import Gathered, supersede
+from remediator.engine.run_journal import changes_the_world
+from remediator.engine.step_gates import ask
 from remediator.errors import ConfigError
-from remediator.playbooks import PlannedStep, Playbook, from_journal
+from remediator.playbooks import PlannedStep, Playbook, Playbooks, from_journal
+from remediator.policy import gates
+from remediator.policy.decision import Decision
 from remediator.signals import Finding
 from remediator.store import Draft, Run, Transaction
 from remediator.store.approvals import Approval
 from remediator.world import World
 
+# A cooldown after the settling, a window after that: no more than this is looked ahead.
+_ONE_AFTER_THE_OTHER = 4
+_A_MOMENT = 0.1
+
 
 @dataclass(frozen=True)
 class Refused:
-    """Why nothing was approved; `missing` where there is no such run."""
+    """Why nothing was approved; `missing` where there is no such run.
+
+    `reason` is that of the gate that keeps it back, `until` when that is over (Unix seconds), where it
+    is known.
+    """
 
     sentence: str
     missing: bool = False
+    reason: str = ""
+    until: float | None = None
 
 
 def means_of(world: World, steps: Sequence[PlannedStep]) -> dict[str, str]:
@@ -48,9 +62,13 @@ def basis_of(finding: Finding) -> dict[str, Any]:
     return {"reason": finding.reason, "services": sorted(finding.services)}
 
 
-def approve(world: World, run_id: int, token: str, by: str) -> Refused | None:
-    """Let a waiting run begin; None when it may."""
+def approve(world: World, playbooks: Playbooks, run_id: int, token: str, by: str) -> Refused | None:
+    """Let a waiting run begin; None when it may.
+
+    Where a gate would end it at once the person hears so, and the run waits on.
+    """
     now = world.clock.now()
+    kept_back = _kept_back(world, playbooks, run_id)
     with world.store.transaction() as tx:
         run = tx.runs.get(run_id)
         asked = tx.approvals.get(run_id)
@@ -67,6 +85,11 @@ def approve(world: World, run_id: int, token: str, by: str) -> Refused | None:
         if changed is not None:
             _ask_again(tx, run, changed, now)
             return Refused(f"the plan of run {run_id} has changed: {changed}; it is asked anew")
+        if kept_back is not None:
+            gathered, decision = kept_back
+            if decision.reason == "breaker_open":
+                gathered.trip_breaker(tx)
+            return _not_now(tx, run, decision, _until(gathered.given, decision), by)
         in_the_way = _make_way(tx, run)
         if in_the_way is not None:
             return in_the_way
@@ -75,6 +98,68 @@ def approve(world: World, run_id: int, token: str, by: str) -> Refused | None:
         tx.runs.set_state(run_id, "reserved", now)
         _audit(tx, run, "approved", by)
     return None
+
+
+def _kept_back(world: World, playbooks: Playbooks, run_id: int) -> tuple[Gathered, Decision] | None:
+    """What the gates of a start would say to the first rung now; None where they let it begin."""
+    with world.store.reading() as tx:
+        run = tx.runs.get(run_id)
+    playbook = None if run is None else playbooks.by_name.get(run.playbook)
+    if run is None or run.state != "awaiting_approval" or playbook is None:
+        return None
+    try:
+        plan = from_journal(run.plan)
+    except ConfigError:
+        return None  # That is another answer.
+    for step in plan:
+        if step.rung == 0 and playbook.rungs and changes_the_world(step):
+            gathered, decision = ask(world, playbook, run, step, acted=False)
+            if decision is not None:
+                return gathered, decision
+    return None
+
+
+def _until(given: gates.GateInput, decision: Decision | None) -> float | None:
+    """When the last of what is known to keep it back is over (Unix seconds); None: nobody knows."""
+    until = None
+    for _ in range(_ONE_AFTER_THE_OTHER):
+        evidence = {} if decision is None else decision.evidence
+        left = evidence.get("left_seconds")
+        end = evidence.get("until") if left is None else given.now + left
+        if end is None:
+            break
+        until, given = float(end), replace(given, now=float(end) + _A_MOMENT)
+        decision = gates.decide_late_start(given)
+    return until
+
+
+def _not_now(
+    tx: Transaction, run: Run, decision: Decision, until: float | None, by: str
+) -> Refused:
+    """Tell a person who said yes what keeps the run back, and until when."""
+    said = f"run {run.id} is not begun now: {decision.sentence}"
+    if until is not None:
+        said += f"; approve it again after {_when(until)}"
+        if run.expires_at is not None and until >= run.expires_at:
+            said += f", but its question expires at {_when(run.expires_at)}"
+    tx.audit(
+        Draft(
+            "approval_kept_back",
+            said,
+            severity="warning",
+            run=run.id,
+            episode=run.episode_id,
+            alertname=run.trigger,
+            target=run.target.key,
+            reason=decision.reason,
+            data={"by": by, **decision.evidence},
+        )
+    )
+    return Refused(said, reason=decision.reason, until=until)
+
+
+def _when(moment: float) -> str:
+    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def deny(world: World, run_id: int, by: str) -> Refused | None:
@@ -125,8 +210,8 @@ def _not_waiting(
     if run is None:
         return Refused(f"there is no run {run_id}", missing=True)
     if asked is not None and asked.used_at is not None:
-        when = datetime.fromtimestamp(asked.used_at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-        return Refused(f"run {run_id} was approved by {asked.used_by} at {when}; it is {run.state}")
+        when, who = _when(asked.used_at), asked.used_by
+        return Refused(f"run {run_id} was approved by {who} at {when}; it is {run.state}")
     if run.state != "awaiting_approval":
         return Refused(f"run {run_id} does not wait for approval: it is {run.state}")
     if expired(world, run):

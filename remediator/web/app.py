@@ -16,6 +16,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from remediator.alertmanager import Notification
 from remediator.engine.prober import Prober
 from remediator.intake import Intake
+from remediator.playbooks import Playbooks
 from remediator.web import alerts, api, approvals, openapi, page, reload, status
 from remediator.web.auth import Identities
 from remediator.world import World
@@ -33,6 +34,7 @@ class Deps:
     """
 
     world: World
+    playbooks: Playbooks
     intake: Intake
     prober: Prober
     registry: CollectorRegistry

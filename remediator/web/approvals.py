@@ -47,7 +47,8 @@ def approve(run_id: int) -> Any:
     if not isinstance(token, str):
         return {"error": '"token" must be text'}, 400
     deps = current_app.extensions["deps"]
-    return _answer(run_id, "approved", approval.approve(deps.world, run_id, token, asker()))
+    refused = approval.approve(deps.world, deps.playbooks, run_id, token, asker())
+    return _answer(run_id, "approved", refused)
 
 
 @blueprint.post(f"{_ID}/deny")
@@ -62,4 +63,7 @@ def _answer(run_id: int, word: str, refused: approval.Refused | None) -> Any:
     current_app.extensions["deps"].nudge()
     if refused is None:
         return {"run": run_id, "answer": word}
-    return {"error": refused.sentence}, 404 if refused.missing else 409
+    answer: dict[str, Any] = {"error": refused.sentence}
+    if refused.reason:
+        answer |= {"reason": refused.reason, "until": refused.until}
+    return answer, 404 if refused.missing else 409

@@ -150,6 +150,11 @@ def _delivery() -> Schema:
     }
 
 
+def _error() -> Schema:
+    """`reason` and `until` stand where a gate keeps an approved run back."""
+    return obj(error=TEXT, reason=TEXT, until=maybe("number"))
+
+
 def components() -> dict[str, Schema]:
     """Every schema that has a name."""
     run = of_dataclass(Run)
@@ -159,7 +164,7 @@ def components() -> dict[str, Schema]:
     }
     summary = {"oneOf": [ref("AiService"), {"type": "null"}]}
     return {
-        "Error": obj(error=TEXT),
+        "Error": {**_error(), "required": ["error"]},
         "Run": run,
         "RunWithSteps": obj(**detailed),
         "Step": of_dataclass(Step),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from remediator.config.windows import WindowConfig
 from tests.remediator.edge.support import (
     GPU,
     TOKENS,
@@ -22,8 +25,8 @@ from tests.remediator.edge.support import (
 RUN = "/api/v1/runs/1"
 
 
-@pytest.fixture
-def hot(tmp_path: Path, exporter: ExporterStandIn) -> Iterator[InProcess]:
+@contextlib.contextmanager
+def asking(tmp_path: Path, exporter: ExporterStandIn) -> Iterator[InProcess]:
     """A card above its warning threshold, and a run that asks whether it may be capped."""
     exporter.gpu["temperature"] = 84.0
     over: dict[str, Any] = {"exporter": {"url": exporter.url}, "mode": "approve"}
@@ -34,6 +37,12 @@ def hot(tmp_path: Path, exporter: ExporterStandIn) -> Iterator[InProcess]:
         made.remediator.evaluator.evaluate(1)
         with made.store.reading() as tx:
             assert [run.state for run in tx.runs.latest(2)] == ["awaiting_approval"]
+        yield made
+
+
+@pytest.fixture
+def hot(tmp_path: Path, exporter: ExporterStandIn) -> Iterator[InProcess]:
+    with asking(tmp_path, exporter) as made:
         yield made
 
 
@@ -94,6 +103,38 @@ def test_an_approval_that_came_too_late_is_refused(hot: InProcess) -> None:
     hot.clock.seconds += 901
     reply = approve(hot, token)
     assert (reply.status_code, "expired" in reply.json["error"]) == (409, True)
+
+
+def test_an_approval_that_a_gate_keeps_back_is_refused_with_its_reason_and_until_when(
+    tmp_path: Path, exporter: ExporterStandIn
+) -> None:
+    with asking(tmp_path, exporter) as made:
+        token = token_of(made)
+        made.client("operate").post("/api/v1/pause", json={"why": "somebody is at the rack"})
+        reply = approve(made, token)
+        assert (reply.status_code, reply.json["reason"], reply.json["until"]) == (
+            409,
+            "paused",
+            None,
+        )
+        assert "somebody is at the rack" in reply.json["error"]
+        made.client("operate").post("/api/v1/resume")
+        assert approve(made, token).status_code == 200
+
+
+def test_an_approval_in_a_window_is_told_its_end(tmp_path: Path, exporter: ExporterStandIn) -> None:
+    with asking(tmp_path, exporter) as made:
+        token, begins = token_of(made), made.clock.now() + 60
+        day = datetime.fromtimestamp(begins, UTC)
+        window = WindowConfig("move", f"{day:%H:%M}", f"{day + timedelta(minutes=7):%H:%M}")
+        made.remediator.world.config = replace(made.config, windows=(window,))
+        made.clock.seconds += 120
+        exporter.gpu["timestamp"] = made.clock.now()
+        reply = approve(made, token)
+        assert (reply.status_code, reply.json["reason"]) == (409, "maintenance_window")
+        ends = (day + timedelta(minutes=7)).replace(second=0, microsecond=0)
+        assert reply.json["until"] == ends.timestamp()
+        assert f"approve it again after {ends:%Y-%m-%d %H:%M}:00 UTC" in reply.json["error"]
 
 
 def test_a_denied_run_is_over(hot: InProcess) -> None:

@@ -20,7 +20,7 @@ from remediator.engine.prober import Prober
 from remediator.engine.worker import Worker
 from remediator.errors import StorageError
 from remediator.intake import Intake
-from remediator.playbooks import load
+from remediator.playbooks import Playbooks, load
 from remediator.store import Incident, Lease, Run, Step, Store
 from remediator.targets import Target
 from remediator.world import Service, World
@@ -38,6 +38,16 @@ from tests.remediator.engine.fakes import (
 GPU = "GPU-00000000-0000-0000-0000-000000000000"
 KEY = b"k" * 64
 EVERYTHING = ["service_restart", "service_stop"]
+_LOADED: dict[str, Playbooks] = {}
+
+
+def playbooks_of(config: Config) -> Playbooks:
+    """Its playbooks; read once in a process for what so many benches have in common."""
+    key = repr(config.playbooks)
+    if key not in _LOADED:
+        _LOADED[key] = load(config.playbooks)
+    known = _LOADED[key]
+    return Playbooks(dict(known.by_name), dict(known.by_alert))
 
 
 class Bench:
@@ -103,7 +113,7 @@ class Bench:
             threading.Event(),
             **self.hardware,
         )
-        self.playbooks = load(self.config.playbooks)
+        self.playbooks = playbooks_of(self.config)
         self.counters = Counters()
         self.intake = Intake(self.store, self.clock, self.counters)
         self.evaluator = Evaluator(self.world, self.playbooks, self.counters)
@@ -221,6 +231,9 @@ class Bench:
     def run(self) -> Run:
         (one,) = self.runs
         return one
+
+    def run_of(self, number: int) -> Run:
+        return next(run for run in self.runs if run.id == number)
 
     def steps(self, run_id: int | None = None) -> list[Step]:
         wanted = self.run.id if run_id is None else run_id

@@ -35,7 +35,7 @@ def asked(make_bench: Make) -> Bench:
 
 def test_what_was_approved_is_done(asked: Bench) -> None:
     run, token = waiting(asked)
-    assert approval.approve(asked.world, run.id, token, "alice") is None
+    assert approval.approve(asked.world, asked.playbooks, run.id, token, "alice") is None
     asked.execute()
     assert asked.managers["ollama"].calls == ["start 1002"]
 
@@ -46,7 +46,7 @@ def test_a_plan_that_has_changed_is_refused_says_what_and_is_asked_anew(asked: B
     asked.world.services["ollama"] = replace(  # type: ignore[index]
         service, config=replace(service.config, endpoint="http://127.0.0.1:2")
     )
-    refused = approval.approve(asked.world, run.id, token, "alice")
+    refused = approval.approve(asked.world, asked.playbooks, run.id, token, "alice")
     assert refused is not None
     assert "http://127.0.0.1:1" in refused.sentence
     assert "http://127.0.0.1:2" in refused.sentence
@@ -54,8 +54,8 @@ def test_a_plan_that_has_changed_is_refused_says_what_and_is_asked_anew(asked: B
     asked.pass_time(2)
     second, other = waiting(asked)
     assert (second.id, other == token) == (run.id + 1, False)
-    assert approval.approve(asked.world, second.id, token, "alice") is not None
-    assert approval.approve(asked.world, second.id, other, "alice") is None
+    assert approval.approve(asked.world, asked.playbooks, second.id, token, "alice") is not None
+    assert approval.approve(asked.world, asked.playbooks, second.id, other, "alice") is None
 
 
 @pytest.mark.parametrize("later", [0, 10])
@@ -72,7 +72,7 @@ def test_other_evidence_than_was_approved_does_nothing_and_is_asked_anew(
         tx._db.execute("UPDATE approvals SET evidence = ?", ('{"reason":"x","services":[]}',))
     with bench.store.reading() as tx:
         token = tx.approvals.get(run.id).token
-    assert approval.approve(bench.world, run.id, token, "alice") is None
+    assert approval.approve(bench.world, bench.playbooks, run.id, token, "alice") is None
     bench.drivers["ollama"].forced = ServiceProbe("refused", "refused")
     bench.clock.advance(later)
     bench.execute()
@@ -84,7 +84,7 @@ def test_other_evidence_than_was_approved_does_nothing_and_is_asked_anew(
 
 def test_a_changed_playbook_is_not_what_was_approved(asked: Bench) -> None:
     run, token = waiting(asked)
-    assert approval.approve(asked.world, run.id, token, "alice") is None
+    assert approval.approve(asked.world, asked.playbooks, run.id, token, "alice") is None
     rungs = [
         {"steps": [{"action": "start_service"}], "verify": {"signal": "out_of_memory"}},
         {"steps": [{"action": "restart_service"}], "verify": {"signal": "out_of_memory"}},
