@@ -36,7 +36,9 @@ _AT_ONCE = 5
 _P99_MS, _MAX_MS, _AGE_SECONDS, _VISIBLE_SECONDS = 500.0, 2000.0, 3.0, 15.0
 # A call that no card is read by shows as one that has been going on for so long.
 _GOING_ON_SECONDS = 3.0
-_RUNNING = re.compile(r"^gpu_exporter_collect_running_seconds (\S+)$", re.MULTILINE)
+_CALLS = re.compile(
+    r"^(gpu_exporter_collect_running_seconds|gpu_exporter_workers_stuck) (\S+)$", re.MULTILINE
+)
 _SERIES = re.compile(
     r'^(gpu_up|gpu_exporter_last_collect_timestamp_seconds){.*uuid="([^"]+)".*} (\S+)$',
     re.MULTILINE,
@@ -152,10 +154,9 @@ def _hang_opening(folder: Path, call: Called, seconds: int) -> Record:
         _await_all(running, driver)
         driver.hang(call.function, gpu=0 if call.device else None)
         driver.lose(_OPENING_CARDS - 1)
+        # Some calls that open a card are made again by the thread that reads it.
         others = set(driver.uuids[1 if call.device else 0 : -1])
         try:
-            if call.device or call.blinds:
-                return _watch(running, {driver.uuids[0]: call.function}, others, seconds)
             return _watch(running, {"": call.function}, others, seconds)
         finally:
             driver.clear()
@@ -175,7 +176,8 @@ def _await_all(running: Running, driver: Driver) -> None:
 
 def _watch(running: Running, sick: dict[str, str], others: set[str], seconds: int) -> Record:
     record, waiting = Record(), dict(sick)
-    end = time.monotonic() + seconds
+    began = time.monotonic()
+    end = began + seconds
     while time.monotonic() < end:
         scrape = running.scrape()
         now = time.time()
@@ -186,18 +188,21 @@ def _watch(running: Running, sick: dict[str, str], others: set[str], seconds: in
         for uuid in [uuid for uuid in waiting if uuid and not cards[uuid].up]:
             del waiting[uuid]
             record.visible.append(now - cards[uuid].read_at)
-        going_on = _going_on(scrape.page)
-        if "" in waiting and going_on >= _GOING_ON_SECONDS:
+        if "" in waiting and _is_told(scrape.page):
             del waiting[""]
-            record.visible.append(going_on)
+            record.visible.append(time.monotonic() - began)
         time.sleep(random.uniform(0.5, 1.5) * _PERIOD_SECONDS)
     record.unseen = sorted(waiting.values())
     return record
 
 
-def _going_on(page: str) -> float:
-    found = _RUNNING.search(page)
-    return float(found[1]) if found else 0.0
+def _is_told(page: str) -> bool:
+    """Whether the page says that a call does not come back, of whatever worker."""
+    found = dict(_CALLS.findall(page))
+    return (
+        float(found["gpu_exporter_collect_running_seconds"]) >= _GOING_ON_SECONDS
+        or float(found["gpu_exporter_workers_stuck"]) > 0
+    )
 
 
 def _cards(page: str) -> dict[str, _Card]:
