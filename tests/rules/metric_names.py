@@ -10,6 +10,7 @@ import promql_parser
 
 from exporter.catalogue import METRICS
 from exporter.readings import CLOCK_EVENT_REASONS, RECOVERY_ACTIONS, FaultReason
+from remediator.engine.log_watch import KINDS
 from remediator.store.rows import OUTCOMES, IncidentState
 from tests.rules import shipped
 
@@ -29,6 +30,7 @@ VALUES: Mapping[tuple[str, str], frozenset[str]] = {
     ("gpu_temperature_threshold_celsius", "level"): frozenset({"warning", "critical", "shutdown"}),
     ("gpu_memory_threshold_bytes", "level"): frozenset({"warning", "critical", "max"}),
     ("remediator_incident_state", "state"): frozenset(get_args(IncidentState)),
+    ("llm_service_log_errors_total", "kind"): frozenset(KINDS),
     ("remediator_runs_total", "outcome"): frozenset(OUTCOMES),
     ("ALERTS", "alertstate"): frozenset({"firing"}),
     ("ALERTS", "page"): frozenset({"now", "unfixed", "never"}),

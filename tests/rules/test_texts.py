@@ -152,6 +152,12 @@ def test_no_text_is_broken(texts):
         ),
         ("service", "vllm had at least 2 requests at any time of the last 2 minutes"),
         ("service", "ollama could not get memory"),
+        (
+            "service",
+            "the replicas of ray ask for come to more than its cards: 1.25 cards. The last",
+        ),
+        ("service", "vllm kept running out of memory, so it is started by its second manager"),
+        ("service", "The log of vllm told of failures of the kind hardware within"),
         ("host", "a uses 91% of its memory, above the critical 90 %"),
         ("host", "/ on a has only 9.5% of its space left"),
         ("incident", "HostDiskSpaceLow on a has been firing"),
