@@ -31,6 +31,7 @@ from remediator.counters import Counters
 from remediator.degraded import with_degraded
 from remediator.engine.evaluator import Evaluator
 from remediator.engine.executor import Executor
+from remediator.engine.first_request_watch import FirstRequestWatch
 from remediator.engine.footprint_watch import FootprintWatch
 from remediator.engine.leases import LeaseKeeper
 from remediator.engine.log_watch import LogWatch
@@ -195,7 +196,7 @@ def build(config: Config, clock: Clock, store: Store) -> Remediator:
     executor = Executor(world, books, counters)
     leases = LeaseKeeper(world, counters)
     watchers = (ProgressWatch(world), FootprintWatch(world), OutOfMemoryWatch(world))
-    prober = Prober(world, (*watchers, PowerWatch(world)))
+    prober = Prober(world, (*watchers, PowerWatch(world), FirstRequestWatch(world)))
     intake = Intake(store, clock, counters, known_alerts=books.by_alert)
     logs = LogWatch(world, counters)
     worker = Worker(world, evaluator, executor, leases, prober, counters, logs)

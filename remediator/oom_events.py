@@ -16,6 +16,9 @@ LOG = "log"
 ENDED = "ended"
 """The reason of one that the log told of and that the server's process did not outlive."""
 
+WORKER = "worker"
+"""The reason of one in which a server lost workers, and said so itself."""
+
 OFTEN = 3
 """So many within `OFTEN_WITHIN` seconds, and it keeps happening."""
 
@@ -65,20 +68,16 @@ def count(
     sentence: str,
     evidence: Mapping[str, Any],
 ) -> bool:
-    """Count the event, unless the log and another look told of the same one.
+    """Count the event, unless it is known already: the log and another look told of the same one.
 
-    A second look at it still goes into the audit.
+    Workers that died together are one event. A second look at it still goes into the audit.
     """
-    known = events_of(tx, name)
-    same = any(
-        _from_log(one) != _from_log(event) and abs(one.at - event.at) < _SAME_WITHIN
-        for one in known
-    )
+    same = any(_is_same(one, event) for one in events_of(tx, name))
     if same and _from_log(event):
         return False
     if not same:
         tx.inventory.count_out_of_memory(name, event.at)
-        kept = sorted((*known, event), key=lambda one: one.at)[-_KEPT:]
+        kept = sorted((*events_of(tx, name), event), key=lambda one: one.at)[-_KEPT:]
         tx.set_meta(_key(name), json.dumps([asdict(one) for one in kept]))
     tx.audit(
         Draft(
@@ -102,6 +101,12 @@ def not_outlived(tx: Transaction, name: str, now: float) -> None:
     )
     if changed != known:
         tx.set_meta(_key(name), json.dumps([asdict(one) for one in changed]))
+
+
+def _is_same(one: OutOfMemoryEvent, other: OutOfMemoryEvent) -> bool:
+    if abs(one.at - other.at) >= _SAME_WITHIN:
+        return False
+    return _from_log(one) != _from_log(other) or one.reason == other.reason == WORKER
 
 
 def _from_log(event: OutOfMemoryEvent) -> bool:

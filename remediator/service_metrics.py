@@ -12,7 +12,7 @@ from remediator.counters import Counters
 from remediator.degraded import degraded_since
 from remediator.engine.log_watch import LogWatch
 from remediator.errors import StorageError
-from remediator.first_requests import answer_seconds, warm_up_seconds
+from remediator.first_requests import answer_seconds, read_first_requests, warm_up_seconds
 from remediator.world import World
 
 
@@ -58,6 +58,11 @@ class ServiceCollector(Collector):
             "How long the first request after that took, which has to succeed.",
             labels=["llm_service"],
         )
+        users = GaugeMetricFamily(
+            "llm_service_first_request_seconds",
+            "How long the first requests of users after a start waited for a token, on average.",
+            labels=["llm_service"],
+        )
         degraded = GaugeMetricFamily(
             "llm_service_degraded",
             "1 while it is to run with less load; absent where no such manager is configured.",
@@ -66,9 +71,11 @@ class ServiceCollector(Collector):
         try:
             with self._world.store.reading() as tx:
                 for name, service in self._world.services.items():
+                    first = read_first_requests(tx, name)
                     for family, value in (
                         (warm_up, warm_up_seconds(tx, name)),
                         (answer, answer_seconds(tx, name)),
+                        (users, None if first is None else first.seconds),
                     ):
                         if value is not None:
                             family.add_metric([name], value)
@@ -76,4 +83,4 @@ class ServiceCollector(Collector):
                         degraded.add_metric([name], float(degraded_since(tx, name) is not None))
         except StorageError:
             return
-        yield from (warm_up, answer, degraded)
+        yield from (warm_up, answer, users, degraded)

@@ -1,16 +1,17 @@
-"""Counts how often each service ran out of memory: kills by the kernel, and what servers answer."""
+"""Counts how often each service ran out of memory: who was killed for it, and what servers answer."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from remediator.engine.watchers import ServiceView
 from remediator.error_signatures import ErrorClass, classify
 from remediator.managers.base import ProcessIdentity, ProcessStatus, identity_from
-from remediator.oom_events import LOG, OutOfMemoryEvent, count, lately, not_outlived
+from remediator.oom_events import LOG, WORKER, OutOfMemoryEvent, count, lately, not_outlived
+from remediator.services import WorkerDeath
 from remediator.signals.out_of_memory import last_failure
 from remediator.store import Step, Transaction
 from remediator.world import Service, World
@@ -19,6 +20,9 @@ from remediator.world import Service, World
 _ANSWERED = ("load_models", "canary")
 _STEPS_SINCE = 600.0
 _RUNS_SINCE = 86400.0
+# What died longer ago is not counted: an alert about it would come too late.
+_DEATHS_SINCE = 600.0
+_DEATHS_KEPT = 100
 
 
 class OutOfMemoryWatch:
@@ -33,8 +37,9 @@ class OutOfMemoryWatch:
         self._asked: dict[str, float] = {}
 
     def saw(self, service: Service, view: ServiceView) -> None:
-        """Look at how its process ended, and at what it answered to probes, canaries and loads."""
+        """Look at how its processes ended, and at what it answered to probes, canaries and loads."""
         self._death(service.name, view)
+        self._workers(service.name, view.probe.deaths)
         self._probe(service.name, view)
         self._canary(service)
         self._steps(service.name)
@@ -56,7 +61,8 @@ class OutOfMemoryWatch:
         with self._world.store.transaction() as tx:
             lives.save(tx, name)
             if died:
-                who = f"its process (pid {victim['pid']})" if victim else "its process"
+                known = identity_from(victim)
+                who = f"its process ({known.told})" if known else "its process"
                 why = f"the kernel killed {who} for memory ({status.detail})"
                 evidence = {"victim": victim, "manager": status.detail}
                 self._count(tx, name, "killed", why, evidence, ErrorClass("out_of_memory", "host"))
@@ -70,6 +76,26 @@ class OutOfMemoryWatch:
         if told:
             with self._world.store.transaction() as tx:
                 not_outlived(tx, name, now)
+
+    def _workers(self, name: str, deaths: Sequence[WorkerDeath]) -> None:
+        """Workers of its own that the server itself says were killed; it may go on without them."""
+        since = self._world.clock.now() - _DEATHS_SINCE
+        lately_dead = [one for one in deaths if one.at >= since]
+        if not lately_dead:
+            return
+        key = f"dead_workers:{name}"
+        with self._world.store.reading() as tx:
+            counted = json.loads(tx.get_meta(key) or "[]")
+        fresh = [one for one in lately_dead if one.worker not in counted]
+        if not fresh:
+            return
+        with self._world.store.transaction() as tx:
+            known = (counted + [one.worker for one in fresh])[-_DEATHS_KEPT:]
+            tx.set_meta(key, json.dumps(known))
+            for one in fresh:
+                evidence = {"worker": one.worker, "signature": one.said, "where": "host"}
+                event = OutOfMemoryEvent(one.at, WORKER, "host", one.said)
+                count(tx, name, event, f"{one.name} was {one.said}", evidence)
 
     def _probe(self, name: str, view: ServiceView) -> None:
         """Once until it answers well again, however often it says so."""

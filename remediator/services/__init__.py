@@ -13,6 +13,7 @@ from remediator.services.base import (
     LoadedModel,
     ServiceDriver,
     ServiceProbe,
+    WorkerDeath,
 )
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "LoadedModel",
     "ServiceDriver",
     "ServiceProbe",
+    "WorkerDeath",
     "create",
     "names",
 ]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from collections.abc import Iterator
 
 from remediator.clock import SystemClock
 from remediator.errors import ServiceTimeout
+from remediator.services.base import OurRequests
 
 
 class OneAtATime:
@@ -15,6 +17,14 @@ class OneAtATime:
 
     def __init__(self) -> None:
         self._turn = threading.Lock()
+        self._begun = self._unanswered = 0
+        self._ended_at = -math.inf
+
+    @property
+    def so_far(self) -> OurRequests:
+        """How many there have been."""
+        quiet = 0.0 if self._turn.locked() else SystemClock().monotonic() - self._ended_at
+        return OurRequests(self._begun, self._unanswered, quiet)
 
     @contextlib.contextmanager
     def wait(self, timeout: float) -> Iterator[float]:
@@ -28,6 +38,11 @@ class OneAtATime:
         if not self._turn.acquire(timeout=timeout):
             raise ServiceTimeout("another canary is still waiting for its answer")
         try:
+            self._begun += 1
             yield max(0.001, deadline - clock.monotonic())
+        except ServiceTimeout:
+            self._unanswered += 1
+            raise
         finally:
+            self._ended_at = clock.monotonic()
             self._turn.release()

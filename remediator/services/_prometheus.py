@@ -36,5 +36,17 @@ def total(samples: Iterable[Sample], name: str) -> float | None:
     return sum(values)
 
 
+def summed(samples: Collection[Sample], histogram: str) -> tuple[int | None, float | None]:
+    """How many observations a histogram has, and their sum, over all engines; both or neither.
+
+    A page that has other samples but not this histogram has observed nothing yet.
+    """
+    names = (f"{histogram}_count", f"{histogram}_sum")
+    if not any(sample.name in names for sample in samples):
+        return 0, 0.0
+    count, seconds = (total(samples, name) for name in names)
+    return (None, None) if count is None or seconds is None else (int(count), seconds)
+
+
 def _name(line: str) -> str:
     return line.partition("{")[0].split(" ", 1)[0]

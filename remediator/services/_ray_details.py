@@ -26,12 +26,16 @@ class Replica:
 
 @dataclass(frozen=True)
 class Deployment:
-    """`wanted` replicas, each with a share of `gpus` (1.0 is a whole one)."""
+    """`wanted` replicas, each with a share of `gpus` (1.0 is a whole one).
+
+    `ended` are some that are gone, the newest of them; Ray before 2.60 does not list them.
+    """
 
     name: str
     wanted: int
     gpus: float
     replicas: tuple[Replica, ...]
+    ended: tuple[Replica, ...] = ()
 
     @property
     def runs(self) -> bool:
@@ -140,17 +144,25 @@ def _application(raw: object) -> Application:
 
 def _deployment(raw: object) -> Deployment:
     one = _mapping(raw)
-    replicas = tuple(
+    return Deployment(
+        name=str(one["name"]),
+        wanted=int(one["target_num_replicas"]),
+        gpus=_gpus(one.get("deployment_config")),
+        replicas=_replicas(one["replicas"]),
+        ended=_replicas(one.get("recent_dead_replicas") or ()),
+    )
+
+
+def _replicas(raw: Sequence[object]) -> tuple[Replica, ...]:
+    return tuple(
         Replica(
             str(each["state"]),
             str(each.get("replica_id")),
-            str(each.get("worker_id")),
+            str(each.get("worker_id") or ""),
             str(each.get("node_id")),
         )
-        for each in map(_mapping, one["replicas"])
+        for each in map(_mapping, raw)
     )
-    wanted = int(one["target_num_replicas"])
-    return Deployment(str(one["name"]), wanted, _gpus(one.get("deployment_config")), replicas)
 
 
 def _gpus(config: object) -> float:

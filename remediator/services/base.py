@@ -7,6 +7,7 @@ is waiting until nothing is in work, for no driver keeps new requests away.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -54,6 +55,46 @@ class LoadedModel:
 
 
 @dataclass(frozen=True)
+class WorkerDeath:
+    """A process of a server's own that ended for want of the host's memory, as the server says.
+
+    `worker` is the server's id of it, never given twice; `name` says for a person which it was;
+    `at` in Unix seconds. `said` are the words by which it is known.
+    """
+
+    worker: str
+    name: str
+    at: float
+    said: str
+
+
+@dataclass(frozen=True)
+class OurRequests:
+    """How many canaries a driver has begun, and how many of them were not answered in time.
+
+    Those a server may still be working on. `quiet_seconds` ago the last one ended: 0 while one is
+    in work, infinite where there was none.
+    """
+
+    begun: int = 0
+    unanswered: int = 0
+    quiet_seconds: float = math.inf
+
+
+@dataclass(frozen=True)
+class FirstTokens:
+    """How long requests waited for their first token, by the server's own counters since its start.
+
+    So many `requests` waited so many `seconds` together, `ours` among them; None where the server
+    does not say now.
+    """
+
+    requests: int | None
+    seconds: float | None
+    ours: OurRequests
+
+
+@dataclass(frozen=True)
 class ServiceProbe:
     """What a server says of itself now.
 
@@ -61,7 +102,9 @@ class ServiceProbe:
     `refused` nothing listens; `dead` listens, and says that what does the work has died; `silent`
     listens but does not answer in time (busy or stuck, not down); `error` answers with a failure.
     Demand and progress are None where the server has no such number. `gpus_asked` is the sum of the
-    shares of a GPU that it is to give to its replicas, where it deals in such shares.
+    shares of a GPU that it is to give to its replicas, where it deals in such shares. `deaths` are
+    those of the last minutes, where it has workers and says why one ended. `first_tokens` is None
+    where it counts no such thing.
     """
 
     state: Literal["ready", "loading", "sleeping", "refused", "dead", "silent", "error"]
@@ -71,6 +114,8 @@ class ServiceProbe:
     requests_waiting: int | None = None
     progress: float | None = None
     gpus_asked: float | None = None
+    deaths: tuple[WorkerDeath, ...] = ()
+    first_tokens: FirstTokens | None = None
 
     @property
     def is_up(self) -> bool:

@@ -7,6 +7,7 @@ being replaced counts as loading.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from remediator.services._calls import Deadline, api_key, check_address, count
 from remediator.services._canaries import OneAtATime
 from remediator.services._openai import Canary, ask, models_in, wait_until_served
 from remediator.services._prometheus import read_samples, total
+from remediator.services._ray_deaths import QUERY, WORKERS, WorkerDeaths
 from remediator.services._ray_details import Application, Details, parse
 from remediator.services.base import Capabilities, Capability, ServiceProbe
 
@@ -90,6 +92,7 @@ class RayServe:
         self._token = api_key(options.token_file)
         self._api_key = api_key(options.api_key_file)
         self._canaries = OneAtATime()
+        self._deaths = WorkerDeaths()
 
     @property
     def capabilities(self) -> Capabilities:
@@ -105,8 +108,12 @@ class RayServe:
         return found
 
     def probe(self) -> ServiceProbe:
-        """The dashboard, then metrics and models; one deadline for them all."""
+        """The dashboard, then metrics, models and dead workers; one deadline for them all."""
         left = Deadline(self._probe_timeout)
+        probe = self._asked(left)
+        return replace(probe, deaths=self._deaths.found)
+
+    def _asked(self, left: Deadline) -> ServiceProbe:
         try:
             details = self._details(left)
         except ServiceRefused as error:
@@ -115,6 +122,11 @@ class RayServe:
             return ServiceProbe("silent", f"the dashboard: {error}")
         except ServiceError as error:
             return ServiceProbe("error", str(error))
+        probe = self._judged(details, left)
+        self._look_for_deaths(details, left)
+        return probe
+
+    def _judged(self, details: Details, left: Deadline) -> ServiceProbe:
         state, said = details.judged(self._options.application)
         probe = ServiceProbe(state, said, gpus_asked=details.gpus_asked())
         if state != "ready":
@@ -143,14 +155,26 @@ class RayServe:
             ask(self._proxy, model, what, "such an application", timeout=left, key=self._api_key)
         return clock.monotonic() - started
 
+    def _look_for_deaths(self, details: Details, left: Deadline) -> None:
+        """Ask why replicas that are gone have ended; a Ray that does not say is asked again."""
+        mine = details.only(self._options.application)
+        if not self._deaths.saw(mine, SystemClock().monotonic()):
+            return
+        with contextlib.suppress(ServiceError):
+            answer = self._dashboard(f"{WORKERS}?{QUERY}", left)
+            if answer.status == 200:
+                self._deaths.told(answer.json())
+
+    def _dashboard(self, path: str, left: Deadline) -> http.Answer:
+        return http.call("GET", self._endpoint + path, timeout=left.seconds(), token=self._token)
+
     def _details(self, left: Deadline) -> Details:
         """All that Serve has.
 
         Raises:
             ServiceError: the dashboard refused, or is none.
         """
-        url = self._endpoint + _APPLICATIONS
-        answer = http.call("GET", url, timeout=left.seconds(), token=self._token)
+        answer = self._dashboard(_APPLICATIONS, left)
         if answer.status in (401, 403):
             hint = "it asks for Ray's token: name its file in options.token_file"
             if self._token is not None:
@@ -225,7 +249,8 @@ def _of_living(
         for one in deployment.replicas
         if one.state == "RUNNING"
     ]
-    workers, replicas = {one.worker_id for one in living}, {one.replica_id for one in living}
+    workers = {one.worker_id for one in living if one.worker_id}
+    replicas = {one.replica_id for one in living}
     return tuple(
         sample
         for sample in samples

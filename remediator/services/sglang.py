@@ -19,14 +19,17 @@ from remediator.errors import ServiceError, ServiceRefused, ServiceTimeout
 from remediator.services._calls import Deadline, api_key, count
 from remediator.services._canaries import OneAtATime
 from remediator.services._openai import Canary, ask, models_in, wait_until_served
-from remediator.services._prometheus import read_samples, total
-from remediator.services.base import Capabilities, Capability, ServiceProbe
+from remediator.services._prometheus import read_samples, summed, total
+from remediator.services.base import Capabilities, Capability, FirstTokens, ServiceProbe
 
 _RUNNING = "sglang:num_running_reqs"
 _WAITING = "sglang:num_queue_reqs"
 # The first moves with each step of the engine; sglang:generation_tokens_total only at a request's end.
 _PROGRESS = ("sglang:realtime_tokens_total", "sglang:forward_execution_seconds_total")
-_NAMES = frozenset((_RUNNING, _WAITING, *_PROGRESS))
+_FIRST_TOKENS = "sglang:time_to_first_token_seconds"
+_NAMES = frozenset(
+    (f"{_FIRST_TOKENS}_count", f"{_FIRST_TOKENS}_sum", _RUNNING, _WAITING, *_PROGRESS)
+)
 # A health check that found no sign of life answers 503 after SGLANG_HEALTH_CHECK_TIMEOUT, 20 s. One
 # that comes much sooner is of a server that starts or ends.
 _LOOKED_IN_VAIN = 5.0
@@ -88,7 +91,12 @@ class SgLang:
 
     def probe(self) -> ServiceProbe:
         """Whether it is ready, metrics, models; one deadline for them all."""
-        left = Deadline(self._probe_timeout)
+        probe = self._asked(Deadline(self._probe_timeout))
+        if probe.first_tokens is not None:
+            return probe
+        return replace(probe, first_tokens=FirstTokens(None, None, self._canaries.so_far))
+
+    def _asked(self, left: Deadline) -> ServiceProbe:
         try:
             ready = self._get("/ready", left)
             if ready.status == 503 and (why := self._not_ready(left)) is not None:
@@ -173,6 +181,7 @@ class SgLang:
             requests_running=None if running is None else int(running),
             requests_waiting=None if waiting is None else int(waiting),
             progress=sum(known) if known else None,
+            first_tokens=FirstTokens(*summed(samples, _FIRST_TOKENS), self._canaries.so_far),
         )
 
     def _get(self, path: str, left: Deadline, key: str | None = None) -> http.Answer:

@@ -19,8 +19,8 @@ from remediator.errors import ServiceError, ServiceRefused, ServiceTimeout
 from remediator.services._calls import Deadline, api_key, count
 from remediator.services._canaries import OneAtATime
 from remediator.services._openai import Canary, ask, models_in, wait_until_served
-from remediator.services._prometheus import read_samples, total
-from remediator.services.base import Capabilities, Capability, ServiceProbe
+from remediator.services._prometheus import read_samples, summed, total
+from remediator.services.base import Capabilities, Capability, FirstTokens, ServiceProbe
 
 _RUNNING = "vllm:num_requests_running"
 _WAITING = "vllm:num_requests_waiting"
@@ -31,7 +31,10 @@ _PROGRESS = (
     "vllm:prompt_tokens_total",
     "vllm:iteration_tokens_total_count",
 )
-_NAMES = frozenset((_RUNNING, _WAITING, _SLEEP_STATE, *_PROGRESS))
+_FIRST_TOKENS = "vllm:time_to_first_token_seconds"
+_NAMES = frozenset(
+    (f"{_FIRST_TOKENS}_count", f"{_FIRST_TOKENS}_sum", _RUNNING, _WAITING, _SLEEP_STATE, *_PROGRESS)
+)
 _CAPABILITIES = Capabilities(
     models=Capability("yes", "GET /v1/models: those that it was started with"),
     demand=Capability("yes", "from /metrics, unless it runs with --disable-log-stats"),
@@ -85,7 +88,12 @@ class Vllm:
 
     def probe(self) -> ServiceProbe:
         """Health, metrics, models, and whether somebody paused it; one deadline for them all."""
-        left = Deadline(self._probe_timeout)
+        probe = self._asked(Deadline(self._probe_timeout))
+        if probe.first_tokens is not None:
+            return probe
+        return replace(probe, first_tokens=FirstTokens(None, None, self._canaries.so_far))
+
+    def _asked(self, left: Deadline) -> ServiceProbe:
         try:
             health = self._get("/health", left)
         except ServiceRefused as error:
@@ -158,6 +166,7 @@ class Vllm:
             requests_running=None if running is None else int(running),
             requests_waiting=None if waiting is None else int(waiting),
             progress=sum(known) if known else None,
+            first_tokens=FirstTokens(*summed(samples, _FIRST_TOKENS), self._canaries.so_far),
         )
 
     def _paused(self, left: Deadline) -> str | None:

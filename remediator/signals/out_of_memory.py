@@ -84,6 +84,9 @@ class OutOfMemory:
             return Finding("unknown", "cannot_tell", f"{service.name}: {error}", finding.data)
         if times is None:
             return finding
+        if finding.data.get("probe") == "loading":
+            why = f"{service.name} is coming up ({finding.data['probe_detail']}): it is asked then"
+            return Finding("unknown", "starting", why, finding.data)
         if times:
             why = f"{finding.sentence}, but ran out of memory {times} more times meanwhile"
             finding = replace(finding, reason="out_of_memory", sentence=why)

@@ -54,12 +54,26 @@ class RayServe(OpenAi):
     running: int = 0
     waiting: int = 0
     vllm: bool = True
+    workers: dict[str, str] = field(default_factory=dict)
+    lists_the_dead: bool = True
+    gone: dict[str, list[str]] = field(default_factory=dict)
+    killed: dict[str, float] = field(default_factory=dict)
+
+    def kill(self, name: str, replacement: str, at: float | None) -> None:
+        """Ray loses the worker of an application and starts another; `at`: killed for memory."""
+        worker = self.workers.get(name, f"worker-{name}")
+        self.gone.setdefault(name, []).append(worker)
+        self.workers[name] = replacement
+        if at is not None:
+            self.killed[worker] = at
 
     def answer(self, request: Request) -> tuple[int, Any]:
         if request.path.startswith("/api/"):
             assert request.method == "GET", "nothing at the dashboard is ever changed"
             if self.token is not None and request.bearer != self.token:
                 return 401, "Unauthorized: Missing authentication token"
+            if request.path == "/api/v0/workers":
+                return 200, self._state(request)
             if request.path != "/api/serve/applications/":
                 return 404, "404: Not Found"
             if self.dashboard != 200:
@@ -93,6 +107,33 @@ class RayServe(OpenAi):
             "target_capacity": None,
         }
 
+    def _state(self, request: Request) -> dict[str, Any]:
+        """dashboard/modules/state/state_head.py and state_aggregator.py."""
+        asked = {
+            key: request.query.get(f"filter_{key}") for key in ("keys", "predicates", "values")
+        }
+        assert asked == {"keys": "exit_type", "predicates": "=", "values": "NODE_OUT_OF_MEMORY"}
+        assert request.query["detail"] == "1", "end_time_ms is a detail"
+        rows = [
+            {
+                "worker_id": worker,
+                "is_alive": False,
+                "worker_type": "WORKER",
+                "exit_type": "NODE_OUT_OF_MEMORY",
+                "node_id": NODE,
+                "ip": "192.0.2.2",
+                "pid": 25723,
+                "exit_detail": "1 worker(s) were killed due to the node running low on memory. ...",
+                "worker_launch_time_ms": int(at * 1000) - 60_000,
+                "worker_launched_time_ms": int(at * 1000) - 59_000,
+                "start_time_ms": int(at * 1000) - 58_000,
+                "end_time_ms": int(at * 1000),
+            }
+            for worker, at in self.killed.items()
+        ]
+        listed = {"total": 9, "num_after_truncation": 9, "num_filtered": len(rows), "result": rows}
+        return {"result": True, "msg": "", "data": {"result": listed}}
+
     def _application(self, name: str) -> dict[str, Any]:
         deployment = {"llm": "LLMServer:qwen"}.get(name, "other")
         return {
@@ -117,23 +158,32 @@ class RayServe(OpenAi):
                     "replicas": [
                         {
                             "node_id": self.nodes.get(name, NODE),
-                            "worker_id": f"worker-{name}",
+                            "worker_id": self.workers.get(name, f"worker-{name}"),
                             "replica_id": f"{name}{number}",
                             "state": state,
                             "pid": 25723 + number,
                         }
                         for number, state in enumerate(self.replicas[name])
                     ],
-                    "recent_dead_replicas": [],
+                    **(self._dead(name) if self.lists_the_dead else {}),
                 }
             },
             "external_scaler_enabled": False,
         }
 
+    def _dead(self, name: str) -> dict[str, Any]:
+        gone = self.gone.get(name, [])[-10:]
+        return {
+            "recent_dead_replicas": [
+                {"node_id": NODE, "worker_id": one, "replica_id": f"r-{one}", "state": "STOPPED"}
+                for one in gone
+            ]
+        }
+
     def _metrics(self) -> str:
         page = _PAGE + (_ENGINE if self.vllm else "")
         return page.format(
-            of=_OF.format(worker="worker-llm"),
+            of=_OF.format(worker=self.workers.get("llm", "worker-llm")),
             proxy=_OF.format(worker="a-proxy"),
             dead=_OF.format(worker="worker-that-died"),
             replica="llm0",

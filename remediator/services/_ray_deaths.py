@@ -1,0 +1,88 @@
+"""Which replicas of Ray Serve were killed for want of memory, as Ray's state API says (Ray 2.60).
+
+Ray kills workers itself before the machine has no memory left. Serve only says that a replica failed
+its health check; why its process ended stands in the list of workers.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from remediator.errors import ServiceError
+from remediator.services._ray_details import Application
+from remediator.services.base import WorkerDeath
+
+WORKERS = "/api/v0/workers"
+QUERY = (
+    "detail=1&limit=1000&filter_keys=exit_type&filter_predicates=%3D"
+    "&filter_values=NODE_OUT_OF_MEMORY"
+)
+"""Only those that Ray's memory monitor has killed."""
+
+SAID = "killed due to the node running low on memory"
+"""Ray's own words for it."""
+
+# Ray may say why a worker ended after Serve has missed it (seconds).
+_ASKED_FOR = 30.0
+_KEPT = 20
+
+
+class WorkerDeaths:
+    """Remembers the replicas that ran, and of those that are gone what Ray said of their end."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: dict[str, str] = {}
+        # Since when (monotonic seconds) each is missed, and what it was.
+        self._gone: dict[str, tuple[float, str]] = {}
+        self._found: dict[str, WorkerDeath] = {}
+
+    @property
+    def found(self) -> tuple[WorkerDeath, ...]:
+        """The newest, oldest first."""
+        with self._lock:
+            return tuple(sorted(self._found.values(), key=lambda one: one.at))
+
+    def saw(self, applications: Collection[Application], now: float) -> bool:
+        """Look at the replicas that are there; whether Ray is to be asked of any that is gone."""
+        running: dict[str, str] = {}
+        ended: dict[str, str] = {}
+        for application in applications:
+            for deployment in application.deployments:
+                name = f"a replica of {deployment.name} ({application.name})"
+                running |= {one.worker_id: name for one in deployment.replicas if one.worker_id}
+                ended |= {one.worker_id: name for one in deployment.ended if one.worker_id}
+        with self._lock:
+            missed = {worker: self._running[worker] for worker in self._running.keys() - running}
+            for worker, name in (ended | missed).items():
+                self._gone.setdefault(worker, (now, name))
+            self._running = running
+            while len(self._gone) > 100 * _KEPT:
+                self._gone.pop(next(iter(self._gone)))
+            return any(
+                worker not in self._found and now - since <= _ASKED_FOR
+                for worker, (since, _) in self._gone.items()
+            )
+
+    def told(self, raw: object) -> None:
+        """Take in the answer of Ray.
+
+        Raises:
+            ServiceError: it is none.
+        """
+        try:
+            rows = [_death(row) for row in raw["data"]["result"]["result"]]  # type: ignore[index]
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise ServiceError(f"GET {WORKERS} did not answer as Ray does") from None
+        with self._lock:
+            for worker, at in rows:
+                if worker in self._gone and worker not in self._found:
+                    self._found[worker] = WorkerDeath(worker, self._gone[worker][1], at, SAID)
+            for worker in sorted(self._found, key=lambda one: self._found[one].at)[:-_KEPT]:
+                del self._found[worker]
+
+
+def _death(row: Mapping[str, Any]) -> tuple[str, float]:
+    return str(row["worker_id"]), float(row["end_time_ms"]) / 1000
