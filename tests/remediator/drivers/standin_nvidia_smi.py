@@ -1,7 +1,7 @@
 """A stand-in `nvidia-smi`; copied into a folder, whose files tell it what to do.
 
 `argv.log` gets each call. `smi.json` has the cards' limits in watts, and under `mode` for a write
-or a reset or under `read_mode` for a query: `hang`, `deaf` (hangs and ignores SIGTERM), `lie`
+or a reset or under `read_mode` for a query: `hang`, `lie`
 (exit 0 and a warning, nothing is done), or an exit status. A card's `traits` answer a query for its
 model. Texts are those of nvidia-smi 550.163.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import time
 from pathlib import Path
@@ -35,9 +34,7 @@ def main(argv: list[str]) -> int:
     resets = "--gpu-reset" in argv
     writes = resets or "-pl" in argv
     mode = smi["mode" if writes else "read_mode"]
-    if mode in ("hang", "deaf"):
-        if mode == "deaf":
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if mode == "hang":
         (HERE / "hangs").touch()
         stay()
     uuid = argv[argv.index("-i") + 1]

@@ -18,7 +18,8 @@ from remediator.gpu_reset import Client
 from remediator.gpu_reset.device_files import holders
 from remediator.gpu_reset.nvidia_smi import NvidiaSmiReset
 from tests.remediator.drivers import standin_nvidia_smi
-from tests.remediator.engine.processes import call, simulated_gpus
+from tests.remediator.engine.processes import call, deaf, simulated_gpus
+from tests.waiting import poll
 
 CARD = "GPU-11111111-0000-0000-0000-000000000000"
 OTHER = "GPU-22222222-0000-0000-0000-000000000000"
@@ -158,15 +159,19 @@ def test_an_exit_with_0_that_does_not_say_so_confirms_nothing(host: Host) -> Non
 
 
 def test_a_reset_that_hangs_is_unknown_and_its_process_is_never_killed(host: Host) -> None:
-    host.put(mode="deaf")
-    with pytest.raises(OutcomeUnknown, match="did not end within"):
-        host.reset.reset(CARD, 1.5)
+    host.put(mode="hang")
+    with deaf(), pytest.raises(OutcomeUnknown, match="did not end within"):
+        host.reset.reset(CARD, 0.3)
     program = str(host.program)
-    (process,) = [
-        one for one in psutil.process_iter(["cmdline"]) if program in (one.info["cmdline"] or [])
-    ]
+    (process,) = poll(
+        lambda: [
+            one
+            for one in psutil.process_iter(["cmdline"])
+            if program in (one.info["cmdline"] or [])
+        ]
+    )
     process.kill()
-    process.wait(5)
+    process.wait(30)
     runner.reap()
 
 

@@ -17,6 +17,8 @@ from remediator.errors import ConfigError, ControlError, OutcomeUnknown
 from remediator.gpu_control import PowerState
 from tests.remediator.drivers import standin_nvidia_smi
 from tests.remediator.engine.bench import Bench
+from tests.remediator.engine.processes import deaf
+from tests.waiting import poll
 
 CARD = "GPU-11111111-0000-0000-0000-000000000000"
 OTHER = "GPU-22222222-0000-0000-0000-000000000000"
@@ -199,12 +201,12 @@ def test_a_read_that_hangs_is_no_answer_and_its_process_is_ended(host: Host) -> 
 
 
 def test_a_write_that_hangs_is_unknown_and_its_process_is_never_killed(host: Host) -> None:
-    host.put(mode="deaf")
-    with pytest.raises(OutcomeUnknown, match="did not end within"):
-        make(host.program, 1.5).set_power_limit(CARD, 320_000)
-    (process,) = _processes(host)
+    host.put(mode="hang")
+    with deaf(), pytest.raises(OutcomeUnknown, match="did not end within"):
+        make(host.program, 0.3).set_power_limit(CARD, 320_000)
+    (process,) = poll(lambda: _processes(host))
     process.kill()
-    process.wait(5)
+    process.wait(30)
     runner.reap()
 
 

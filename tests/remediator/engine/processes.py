@@ -50,6 +50,16 @@ def end(pid: int) -> None:
 
 
 @contextlib.contextmanager
+def deaf() -> Iterator[None]:
+    """What is started meanwhile ignores SIGTERM from its first moment on, however slowly it starts."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
 def child(
     argv: Sequence[str], *, env: Mapping[str, str] | None = None, **more: Any
 ) -> Iterator[subprocess.Popen[bytes]]:
@@ -66,14 +76,14 @@ def child(
     finally:
         if process.poll() is None:
             process.kill()
-        process.wait(5)
+        process.wait(30)
 
 
 def call(url: str, body: Any = None, method: str | None = None) -> Any:
     """One JSON request to a loopback server."""
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    with urllib.request.urlopen(request, timeout=30) as answer:
         return json.loads(answer.read())
 
 
@@ -110,7 +120,7 @@ def supervisord(programs: str) -> Iterator[str]:
         finally:
             children = psutil.Process(daemon.pid).children(recursive=True)
             end(daemon.pid)
-            daemon.wait(20)
+            daemon.wait(30)
             for process in children:
                 end(process.pid)
 
