@@ -57,7 +57,7 @@ def of_model(path: str, name: str) -> str:
     return f"{path}?model={name}&autoload=false"
 
 
-def driver(url: str, *, timeout: float = 3.0, **options: object) -> ServiceDriver:
+def driver(url: str, *, timeout: float = 20.0, **options: object) -> ServiceDriver:
     config = ServiceConfig("llama", "llamacpp", url, {}, options=options)
     return services.create(config, Timing(probe_timeout=timeout))
 

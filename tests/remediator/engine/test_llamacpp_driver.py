@@ -100,7 +100,7 @@ def test_a_server_that_listens_and_does_not_answer_is_silent(fake: FakeVllm, pat
 
 def test_an_engine_that_does_not_answer_leaves_the_model_known(fake: FakeVllm) -> None:
     fake.answers["/metrics"] = HANGS
-    probe = driver(fake.url, timeout=0.3).probe()
+    probe = driver(fake.url, timeout=1).probe()
     assert [model.name for model in probe.models] == ["qwen"]
     assert "it answers, but its engine does not" in probe.detail
 
@@ -152,7 +152,7 @@ def test_the_key_goes_to_all_but_health(fake: FakeVllm, tmp_path: Path) -> None:
     (tmp_path / "key").write_text("short\n")
     one = driver(fake.url, api_key_file=str(tmp_path / "key"))
     assert one.probe().state == "ready"
-    one.canary("qwen", 2)
+    one.canary("qwen", 20)
     keys = {path: key for path, key, _ in fake.asked}
     assert keys.pop("/health") is None
     assert set(keys.values()) == {"Bearer short"}
@@ -166,7 +166,7 @@ def test_a_key_that_is_missing_or_wrong_is_said(fake: FakeVllm, tmp_path: Path) 
     assert probe.state == "error"
     assert "name its file in options.api_key_file" in probe.detail
     with pytest.raises(ServiceError, match=r"HTTP 401.*Invalid API Key.*options.api_key_file"):
-        driver(fake.url).canary("qwen", 2)
+        driver(fake.url).canary("qwen", 20)
     (tmp_path / "key").write_text("wrong-key")
     said = driver(fake.url, api_key_file=str(tmp_path / "key")).probe().detail
     assert "is not its API key" in said
@@ -176,7 +176,7 @@ def test_a_key_that_is_missing_or_wrong_is_said(fake: FakeVllm, tmp_path: Path) 
 
 
 def test_a_canary_is_one_token_and_loads_nothing(fake: FakeVllm) -> None:
-    assert 0 <= driver(fake.url).canary("qwen", 5) < 5
+    assert 0 <= driver(fake.url).canary("qwen", 20) < 5
     path, _, body = fake.asked[-1]
     assert path == CANARY
     assert json.loads(body) == {"model": "qwen", "prompt": "ping", "max_tokens": 1}
@@ -185,16 +185,16 @@ def test_a_canary_is_one_token_and_loads_nothing(fake: FakeVllm) -> None:
 def test_a_server_of_embeddings_is_asked_for_one(fake: FakeVllm) -> None:
     fake.answers["/v1/embeddings?autoload=false"] = (200, {"data": [{"embedding": [0.1]}]})
     one = driver(fake.url, canary="embedding")
-    assert one.canary("qwen", 5) >= 0
+    assert one.canary("qwen", 20) >= 0
     assert json.loads(fake.asked[-1][2]) == {"model": "qwen", "input": "ping"}
     fake.answers["/v1/embeddings?autoload=false"] = (200, {"data": []})
     with pytest.raises(ServiceError, match=r"not answered as llama.cpp does"):
-        one.canary("qwen", 2)
+        one.canary("qwen", 20)
 
 
 def test_a_token_that_is_half_a_character_is_an_answer(fake: FakeVllm) -> None:
     fake.answers[CANARY] = (500, {"error": CUT_OFF})
-    assert driver(fake.url).canary("qwen", 5) >= 0
+    assert driver(fake.url).canary("qwen", 20) >= 0
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_a_token_that_is_half_a_character_is_an_answer(fake: FakeVllm) -> None:
 def test_a_canary_without_an_answer_has_failed(fake: FakeVllm, answer: object, words: str) -> None:
     fake.answers[CANARY] = answer
     with pytest.raises(ServiceError, match=words) as caught:
-        driver(fake.url).canary("qwen", 2)
+        driver(fake.url).canary("qwen", 20)
     assert not isinstance(caught.value, ServiceTimeout)
 
 
@@ -221,7 +221,7 @@ def test_never_two_canaries_at_once(fake: FakeVllm) -> None:
 
     def quietly() -> None:
         with contextlib.suppress(ServiceError):
-            one.canary("qwen", 10)
+            one.canary("qwen", 60)
 
     first = threading.Thread(target=quietly)
     first.start()
@@ -230,14 +230,14 @@ def test_never_two_canaries_at_once(fake: FakeVllm) -> None:
         one.canary("qwen", 0.2)
     assert fake.paths.count(CANARY) == 1
     fake.ends.set()
-    first.join(10)
+    first.join(60)
 
 
 def test_loaded_is_what_it_serves(fake: FakeVllm) -> None:
     one = driver(fake.url)
-    one.load("qwen", 2)
+    one.load("qwen", 20)
     with pytest.raises(ServiceError, match="serves qwen, not llama"):
-        one.load("llama", 2)
+        one.load("llama", 20)
     assert CANARY not in fake.paths
     fake.answers["/health"] = (503, {"error": LOADING})
     with pytest.raises(ServiceTimeout, match="not ready to serve qwen: it loads its model"):
@@ -249,7 +249,7 @@ def test_what_sleeps_is_woken_to_be_loaded(fake: FakeVllm) -> None:
         return 200, {"is_sleeping": CANARY not in fake.paths}
 
     fake.answers["/props"] = sleeps
-    driver(fake.url).load("qwen", 5)
+    driver(fake.url).load("qwen", 20)
     assert fake.paths.count(CANARY) == 1
 
 

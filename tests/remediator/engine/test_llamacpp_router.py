@@ -64,12 +64,12 @@ def test_a_sum_that_one_model_is_missing_from_is_not_known(fake: FakeVllm, route
 
 def test_a_router_loads_and_unloads(fake: FakeVllm, router: Router) -> None:
     one = driver(fake.url)
-    one.load("a", 5)
-    one.load("a", 5)
+    one.load("a", 20)
+    one.load("a", 20)
     assert fake.paths.count("/models/load") == 1
     assert [model.name for model in one.probe().models] == ["a"]
-    one.unload("a", 5)
-    one.unload("a", 5)
+    one.unload("a", 20)
+    one.unload("a", 20)
     assert fake.paths.count("/models/unload") == 1
     assert one.probe().models == ()
     assert CANARY not in fake.paths
@@ -78,14 +78,14 @@ def test_a_router_loads_and_unloads(fake: FakeVllm, router: Router) -> None:
 def test_what_a_router_cannot_load_is_said(fake: FakeVllm, router: Router) -> None:
     router.states["a"] = {"value": "unloaded", "exit_code": 1, "failed": True}
     one = driver(fake.url)
-    one.load("a", 5)
+    one.load("a", 20)
     router.broken.add("b")
     with pytest.raises(ServiceError, match=r"b could not be loaded: .*exit code 1"):
-        one.load("b", 5)
+        one.load("b", 20)
     with pytest.raises(ServiceError, match="no model c; it has: a, b, my model"):
-        one.load("c", 5)
+        one.load("c", 20)
     with pytest.raises(ServiceError, match="no model c; it has"):
-        one.unload("c", 5)
+        one.unload("c", 20)
     router.has(b="downloading")
     with pytest.raises(ServiceTimeout, match="b is not loaded in time"):
         one.load("b", 0.3)
@@ -102,7 +102,7 @@ def test_a_model_in_use_is_not_unloaded(fake: FakeVllm, router: Router) -> None:
         one.unload("a", 1.0)
     assert "/models/unload" not in fake.paths
     router.page("a", IDLE)
-    one.unload("a", 5)
+    one.unload("a", 20)
     assert router.states["a"] == {"value": "unloaded"}
 
 
@@ -111,16 +111,16 @@ def test_whether_a_model_is_in_use_is_never_guessed(fake: FakeVllm, router: Rout
     router.has(a="loaded")
     fake.answers[of_model("/metrics", "a")] = (501, {"error": NO_METRICS})
     with pytest.raises(ServiceError, match=r"in use cannot be seen; .*--metrics"):
-        one.unload("a", 5)
+        one.unload("a", 20)
     assert "/models/unload" not in fake.paths
     fake.answers[of_model("/slots", "a")] = (200, [{"is_processing": False}])
-    one.unload("a", 5)
+    one.unload("a", 20)
     assert "/models/unload" in fake.paths
 
 
 def test_a_model_that_sleeps_is_unloaded_without_waking_it(fake: FakeVllm, router: Router) -> None:
     router.has(b="sleeping")
-    driver(fake.url).unload("b", 5)
+    driver(fake.url).unload("b", 20)
     assert of_model("/metrics", "b") not in fake.paths
     assert router.states["b"] == {"value": "unloaded"}
 
@@ -157,7 +157,7 @@ def test_a_model_of_a_router_that_sleeps_is_woken_to_be_loaded(
 
     router.has(b="sleeping")
     fake.answers[CANARY] = wakes
-    driver(fake.url).load("b", 5)
+    driver(fake.url).load("b", 20)
     assert "/models/load" not in fake.paths
 
 

@@ -19,7 +19,7 @@ from tests.remediator.engine.processes import call, free_port, simulated_gpus, s
 from tests.waiting import poll
 
 
-def driver(url: str, *, timeout: float = 3.0) -> ServiceDriver:
+def driver(url: str, *, timeout: float = 20.0) -> ServiceDriver:
     config = ServiceConfig("ollama", "ollama", url, {})
     return services.create(config, Timing(probe_timeout=timeout))
 
@@ -80,7 +80,7 @@ def test_a_full_queue_is_an_error_not_a_timeout(gpu: tuple[str, str]) -> None:
     arguments += ["--max-queue", "1", "--tokens-per-second", "1"]
     with simulated_ollama(*gpu, *arguments) as url:
         one = driver(url)
-        one.load("m", 10)
+        one.load("m", 20)
         call(url + "/_simulator/faults", {"fault": "stall"})
         for _ in range(2):
             threading.Thread(target=_swallow, args=(url,), daemon=True).start()
@@ -95,7 +95,7 @@ def _swallow(url: str) -> None:
 
 
 def _until_refused(one: ServiceDriver) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         with contextlib.suppress(ServiceTimeout):
             one.canary("m", 0.3)
@@ -104,7 +104,7 @@ def _until_refused(one: ServiceDriver) -> None:
 def test_a_stalled_server_times_out_and_still_answers_probes(gpu: tuple[str, str]) -> None:
     with simulated_ollama(*gpu, "--model", "m=1GB", "--load-seconds", "0.05") as url:
         one = driver(url)
-        one.load("m", 10)
+        one.load("m", 20)
         call(url + "/_simulator/faults", {"fault": "stall"})
         with pytest.raises(ServiceTimeout):
             one.canary("m", 0.5)
@@ -237,7 +237,7 @@ def test_a_model_whose_memory_is_not_said_has_none() -> None:
 )
 def test_a_canary_without_a_whole_answer_has_failed(answer: Answer, words: str) -> None:
     with server(answer) as (url, _), pytest.raises(ServiceError, match=words) as caught:
-        driver(url).canary("m", 2)
+        driver(url).canary("m", 20)
     assert not isinstance(caught.value, ServiceTimeout)
 
 
@@ -259,8 +259,8 @@ def test_a_canary_asks_with_the_context_that_the_model_is_loaded_with(
 
     monkeypatch.setattr(http, "call", call)
     one = driver("http://127.0.0.1:1")
-    one.canary("m", 2)
-    one.canary("unlisted", 2)
+    one.canary("m", 20)
+    one.canary("unlisted", 20)
     assert [one["options"] for one in sent] == [
         {"num_predict": 1, "num_ctx": 131072},
         {"num_predict": 1},
@@ -273,7 +273,7 @@ def test_of_a_long_error_the_beginning_is_kept() -> None:
         server(text("500 Internal Server Error", body)) as (url, _),
         pytest.raises(ServiceError, match="out of memory") as caught,
     ):
-        driver(url).canary("m", 2)
+        driver(url).canary("m", 20)
     assert len(str(caught.value)) < 1000
 
 
@@ -282,4 +282,4 @@ def test_a_load_that_loaded_nothing_has_failed() -> None:
         server(text("200 OK", '{"done": true, "models": []}')) as (url, _),
         pytest.raises(ServiceError, match="does not list it"),
     ):
-        driver(url).load("m", 2)
+        driver(url).load("m", 20)

@@ -80,12 +80,12 @@ def test_a_model_in_use_stays_and_its_request_is_answered_to_the_end(
 
 
 def test_a_model_that_is_not_there_is_unloaded_already(url: str) -> None:
-    driver(url).unload("llama3:8b", 5)
+    driver(url).unload("llama3:8b", 20)
 
 
 def test_a_model_that_nobody_has_is_an_error(url: str) -> None:
     with pytest.raises(ServiceError, match="not found"):
-        driver(url).unload("nobody:1b", 5)
+        driver(url).unload("nobody:1b", 20)
 
 
 def test_nothing_that_listens_is_refused() -> None:

@@ -36,7 +36,7 @@ def server() -> Iterator[OpenAi]:
         yield one
 
 
-def driver(url: str, *, timeout: float = 3.0, **options: object) -> ServiceDriver:
+def driver(url: str, *, timeout: float = 20.0, **options: object) -> ServiceDriver:
     config = ServiceConfig("other", "openai", url, {}, options=options)
     return services.create(config, Timing(probe_timeout=timeout))
 
@@ -54,7 +54,7 @@ def test_the_configured_metrics_are_demand_and_progress(server: OpenAi) -> None:
     one = driver(server.url, metrics_url=f"{server.url}/metrics", **NAMES)
     probe = one.probe()
     assert (probe.requests_running, probe.requests_waiting, probe.progress) == (2, 5, 100)
-    one.canary("qwen", 2)
+    one.canary("qwen", 20)
     assert one.probe().progress == 101
 
 
@@ -96,13 +96,13 @@ def test_a_server_that_lists_what_it_could_load_is_never_made_to_load_it(server:
 )
 def test_a_canary_is_one_token_or_one_embedding(server: OpenAi, canary: str, path: str) -> None:
     one = driver(server.url, canary=canary)
-    assert 0 <= one.canary("qwen", 5) < 5
+    assert 0 <= one.canary("qwen", 20) < 5
     assert (server.paths, server.asked[0].body["model"]) == ([path], "qwen")
     with pytest.raises(ServiceError, match=r"HTTP 404.*does not exist"):
-        one.canary("nobody", 5)
+        one.canary("nobody", 20)
     server.forced[path] = (200, {"object": "list"})
     with pytest.raises(ServiceError, match="not answered as such a server does"):
-        one.canary("qwen", 5)
+        one.canary("qwen", 20)
     server.forced.clear()
     server.hangs.add(path)
     with pytest.raises(ServiceTimeout):
@@ -146,9 +146,9 @@ def test_what_does_not_answer_is_silent_and_what_does_not_listen_refused(server:
 
 def test_loaded_is_what_it_serves_and_nothing_is_unloaded(server: OpenAi) -> None:
     one = driver(server.url)
-    one.load("qwen", 2)
+    one.load("qwen", 20)
     with pytest.raises(ServiceError, match="serves qwen, not llama"):
-        one.load("llama", 2)
+        one.load("llama", 20)
     assert one.can_unload is False
     with pytest.raises(ServiceError, match="cannot unload qwen"):
         one.unload("qwen", 1)

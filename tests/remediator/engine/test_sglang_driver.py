@@ -15,7 +15,7 @@ from tests.remediator.engine.dialects import SgLang, served
 from tests.remediator.engine.processes import free_port
 
 
-def driver(url: str, *, timeout: float = 3.0, **options: object) -> ServiceDriver:
+def driver(url: str, *, timeout: float = 20.0, **options: object) -> ServiceDriver:
     config = ServiceConfig("sglang", "sglang", url, {}, options=options)
     return services.create(config, Timing(probe_timeout=timeout))
 
@@ -57,7 +57,7 @@ def test_one_that_starts_is_loading(server: SgLang) -> None:
 
 def test_one_that_was_paused_cannot_be_told_from_one_that_is_stuck(server: SgLang) -> None:
     server.paused = True
-    probe = driver(server.url, timeout=0.3).probe()
+    probe = driver(server.url, timeout=1).probe()
     assert (probe.state, "paused, or" in probe.detail) == ("silent", True)
     assert (probe.requests_in_flight, probe.progress) == (None, None), "so nothing is stalled"
 
@@ -111,14 +111,14 @@ def test_the_key_goes_to_what_asks_for_it_and_nowhere_else(server: SgLang, tmp_p
     (tmp_path / "key").write_text("short\n")
     one = driver(server.url, api_key_file=str(tmp_path / "key"), canary="completion")
     assert one.probe().state == "ready"
-    one.canary("qwen", 2)
+    one.canary("qwen", 20)
     keys = {request.path: request.bearer for request in server.asked}
     assert keys["/v1/models"] == keys["/v1/completions"] == "short"
     assert keys["/ready"] is keys["/metrics"] is None
 
 
 def test_the_canary_is_its_own_check(server: SgLang) -> None:
-    assert 0 <= driver(server.url).canary("qwen", 5) < 5
+    assert 0 <= driver(server.url).canary("qwen", 20) < 5
     assert server.paths == ["/health_generate"]
 
 
@@ -132,13 +132,13 @@ def test_a_check_that_nothing_answers_is_no_proof(
     monkeypatch.setattr(sglang, "_LOOKED_IN_VAIN", 0.0)
     server.forced["/health_generate"] = (503, "")
     with pytest.raises(ServiceTimeout, match="put nothing out"):
-        driver(server.url).canary("qwen", 2)
+        driver(server.url).canary("qwen", 20)
 
 
 def test_a_check_that_is_refused_at_once_has_failed(server: SgLang) -> None:
     server.status = "Starting"
     with pytest.raises(ServiceError, match="HTTP 503") as caught:
-        driver(server.url).canary("qwen", 2)
+        driver(server.url).canary("qwen", 20)
     assert not isinstance(caught.value, ServiceTimeout)
 
 
@@ -146,10 +146,10 @@ def test_a_check_that_is_refused_at_once_has_failed(server: SgLang) -> None:
     ("canary", "path"), [("completion", "/v1/completions"), ("embedding", "/v1/embeddings")]
 )
 def test_another_canary_can_be_had(server: SgLang, canary: str, path: str) -> None:
-    driver(server.url, canary=canary).canary("qwen", 5)
+    driver(server.url, canary=canary).canary("qwen", 20)
     assert server.paths == [path]
     with pytest.raises(ServiceError, match="does not exist"):
-        driver(server.url, canary=canary).canary("nobody", 5)
+        driver(server.url, canary=canary).canary("nobody", 20)
 
 
 def test_memory_is_never_asked_back(server: SgLang) -> None:
@@ -162,9 +162,9 @@ def test_memory_is_never_asked_back(server: SgLang) -> None:
 
 def test_loaded_is_what_it_serves(server: SgLang) -> None:
     one = driver(server.url)
-    one.load("qwen", 2)
+    one.load("qwen", 20)
     with pytest.raises(ServiceError, match="serves qwen, not llama"):
-        one.load("llama", 2)
+        one.load("llama", 20)
     server.status = "Starting"
     with pytest.raises(ServiceTimeout, match="not ready to serve qwen"):
         one.load("qwen", 0.2)

@@ -25,7 +25,9 @@ def triton() -> Iterator[Triton]:
         yield one
 
 
-def driver(triton: Triton, *, timeout: float = 3.0, url: str = "", **more: object) -> ServiceDriver:
+def driver(
+    triton: Triton, *, timeout: float = 20.0, url: str = "", **more: object
+) -> ServiceDriver:
     """One in explicit mode, that was told where the metrics are."""
     told = {"metrics_url": f"{triton.url}/metrics", "model_control": "explicit"}
     config = ServiceConfig("triton", "triton", url or triton.url, {}, options={**told, **more})
@@ -120,16 +122,16 @@ def test_a_model_is_unloaded_with_its_parts_and_loaded_again(triton: Triton) -> 
     one = driver(triton)
     assert one.can_unload
     triton.looks = 3
-    one.unload("qwen", 5)
+    one.unload("qwen", 20)
     assert loaded(one) == []
     (order,) = [request for request in triton.writes if request.path.endswith("/unload")]
     assert order.body == {"parameters": {"unload_dependents": True}}
-    one.load("qwen", 5)
+    one.load("qwen", 20)
     assert loaded(one) == ["qwen"]
 
 
 def test_a_model_that_is_loaded_is_not_loaded_anew(triton: Triton) -> None:
-    driver(triton).load("qwen", 5)
+    driver(triton).load("qwen", 20)
     assert triton.loads == []
 
 
@@ -154,9 +156,9 @@ def test_a_model_that_cannot_be_loaded_says_why(triton: Triton) -> None:
     triton.states["broken"] = ""
     triton.broken.add("broken")
     with pytest.raises(ServiceError, match=r"load of broken failed \(HTTP 400\): failed to load"):
-        driver(triton).load("broken", 5)
+        driver(triton).load("broken", 20)
     with pytest.raises(ServiceError, match="has no model nobody; it has: qwen"):
-        driver(triton).load("nobody", 5)
+        driver(triton).load("nobody", 20)
 
 
 def test_in_another_mode_nothing_is_loaded_or_unloaded(triton: Triton) -> None:
@@ -190,24 +192,24 @@ def test_the_header_of_the_restricted_api_is_sent_and_its_lack_said(
     told = {"restricted_header": HEADER[0], "restricted_value_file": str(value)}
     one = driver(triton, **told)
     assert one.probe().state == "ready"
-    one.unload("qwen", 5)
-    one.load("qwen", 5)
+    one.unload("qwen", 20)
+    one.load("qwen", 20)
     shown = {r.path: r.headers.get(HEADER[0]) for r in triton.asked}
     assert shown["/v2/health/live"] is shown["/metrics"] is None
 
 
 def test_a_canary_is_one_generate_request_or_the_configured_one(triton: Triton) -> None:
-    assert 0 <= driver(triton).canary("qwen", 5) < 5
+    assert 0 <= driver(triton).canary("qwen", 20) < 5
     assert triton.asked[-1].path == "/v2/models/qwen/generate"
     assert triton.asked[-1].body["parameters"]["max_tokens"] == 1
     request = {"inputs": [{"name": "X", "shape": [1], "datatype": "FP32", "data": [0]}]}
-    driver(triton, canary_path="infer", canary_request=request).canary("qwen", 5)
+    driver(triton, canary_path="infer", canary_request=request).canary("qwen", 20)
     assert (triton.asked[-1].path, triton.asked[-1].body) == ("/v2/models/qwen/infer", request)
     with pytest.raises(ServiceError, match=r"HTTP 400.*not found"):
-        driver(triton).canary("ensemble", 5)
+        driver(triton).canary("ensemble", 20)
     triton.forced["/v2/models/qwen/generate"] = (200, {"error": "too late"})
     with pytest.raises(ServiceError, match="not answered as Triton does"):
-        driver(triton).canary("qwen", 5)
+        driver(triton).canary("qwen", 20)
 
 
 @pytest.mark.parametrize(

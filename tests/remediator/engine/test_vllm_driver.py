@@ -33,7 +33,7 @@ from tests.remediator.engine.vllm_server import (
 from tests.waiting import poll
 
 
-def driver(url: str, *, timeout: float = 3.0, **options: object) -> ServiceDriver:
+def driver(url: str, *, timeout: float = 20.0, **options: object) -> ServiceDriver:
     config = ServiceConfig("vllm", "vllm", url, {}, options=options)
     return services.create(config, Timing(probe_timeout=timeout))
 
@@ -151,7 +151,7 @@ def test_a_probe_never_raises_and_says_what_it_saw(
     if path == "/metrics":
         # All calls of a probe share one deadline, so that nothing is left for the models.
         fake.answers["/v1/models"] = HANGS
-    probe = driver(fake.url, timeout=0.4).probe()
+    probe = driver(fake.url, timeout=0.4 if state == "silent" else 20).probe()
     assert probe.state == state
     assert probe.detail
 
@@ -186,7 +186,8 @@ def test_a_server_that_does_not_say_that_it_sleeps_is_taken_to_be_awake(
     fake: FakeVllm, answer: object
 ) -> None:
     fake.answers["/is_sleeping"] = answer
-    assert driver(fake.url, timeout=0.5).probe().state == "ready"
+    one = driver(fake.url, timeout=1 if answer is HANGS else 20)
+    assert one.probe().state == "ready"
 
 
 def test_a_server_without_dev_mode_is_not_asked_again_and_again(fake: FakeVllm) -> None:
@@ -201,7 +202,7 @@ def test_the_key_goes_to_what_asks_for_it_and_nowhere_else(fake: FakeVllm, tmp_p
     (tmp_path / "key").write_text("short\n")
     one = driver(fake.url, api_key_file=str(tmp_path / "key"))
     assert one.probe().state == "ready"
-    one.canary("qwen", 2)
+    one.canary("qwen", 20)
     keys = {path: key for path, key, _ in fake.asked}
     assert keys["/v1/models"] == keys["/v1/completions"] == "Bearer short"
     assert keys["/health"] is keys["/metrics"] is keys["/is_sleeping"] is None
@@ -215,7 +216,7 @@ def test_a_key_that_is_missing_or_wrong_is_said(fake: FakeVllm, tmp_path: Path) 
     assert "options.api_key_file" in probe.detail
     assert probe.progress == PROGRESS, "its metrics are open"
     with pytest.raises(ServiceError, match=r"HTTP 401.*Unauthorized.*options.api_key_file"):
-        driver(fake.url).canary("qwen", 2)
+        driver(fake.url).canary("qwen", 20)
     (tmp_path / "key").write_text("wrong-key")
     said = driver(fake.url, api_key_file=str(tmp_path / "key")).probe().detail
     assert "is not its API key" in said
@@ -228,7 +229,7 @@ def test_a_key_file_that_is_not_there_is_an_error_of_the_configuration(tmp_path:
 
 
 def test_a_canary_is_one_token(fake: FakeVllm) -> None:
-    assert 0 <= driver(fake.url).canary("qwen", 5) < 5
+    assert 0 <= driver(fake.url).canary("qwen", 20) < 5
     (_, _, body) = fake.asked[-1]
     assert b'"max_tokens": 1' in body
     assert b'"model": "qwen"' in body
@@ -237,13 +238,13 @@ def test_a_canary_is_one_token(fake: FakeVllm) -> None:
 def test_a_server_of_embeddings_is_asked_for_one(fake: FakeVllm) -> None:
     fake.answers["/v1/embeddings"] = (200, {"data": [{"embedding": [0.1]}]})
     one = driver(fake.url, canary="embedding")
-    assert one.canary("qwen", 5) >= 0
+    assert one.canary("qwen", 20) >= 0
     path, _, body = fake.asked[-1]
     assert path == "/v1/embeddings"
     assert b'"input": "ping"' in body
     fake.answers["/v1/embeddings"] = (200, {"data": []})
     with pytest.raises(ServiceError, match="not answered as vLLM does"):
-        one.canary("qwen", 2)
+        one.canary("qwen", 20)
 
 
 @pytest.mark.parametrize(
@@ -260,7 +261,7 @@ def test_a_server_of_embeddings_is_asked_for_one(fake: FakeVllm) -> None:
 def test_a_canary_without_an_answer_has_failed(fake: FakeVllm, answer: object, words: str) -> None:
     fake.answers["/v1/completions"] = answer
     with pytest.raises(ServiceError, match=words) as caught:
-        driver(fake.url).canary("qwen", 2)
+        driver(fake.url).canary("qwen", 20)
     assert not isinstance(caught.value, ServiceTimeout)
 
 
@@ -274,21 +275,21 @@ def test_never_two_canaries_at_once(fake: FakeVllm) -> None:
         one.canary("qwen", 0.2)
     assert fake.paths.count("/v1/completions") == 1
     fake.ends.set()
-    first.join(10)
+    first.join(60)
     fake.answers["/v1/completions"] = (200, COMPLETION)
-    assert one.canary("qwen", 2) >= 0, "the turn was given back"
+    assert one.canary("qwen", 20) >= 0, "the turn was given back"
 
 
 def _canary_quietly(one: ServiceDriver) -> None:
     with contextlib.suppress(ServiceError):
-        one.canary("qwen", 10)
+        one.canary("qwen", 60)
 
 
 def test_loaded_is_what_it_serves(fake: FakeVllm) -> None:
     one = driver(fake.url)
-    one.load("qwen", 2)
+    one.load("qwen", 20)
     with pytest.raises(ServiceError, match="serves qwen, not llama"):
-        one.load("llama", 2)
+        one.load("llama", 20)
     assert "/v1/completions" not in fake.paths
     fake.answers["/health"] = (503, "")
     with pytest.raises(ServiceTimeout, match="not ready to serve qwen"):
@@ -326,7 +327,7 @@ def test_the_simulated_server_is_read_as_the_real_one(
     assert before.requests_in_flight == 0
     assert 0 < one.canary("qwen", 20) < 20
     assert one.probe().progress > before.progress
-    one.load("qwen", 5)
+    one.load("qwen", 20)
 
 
 def test_the_simulated_server_holds_requests_while_it_is_stalled(
