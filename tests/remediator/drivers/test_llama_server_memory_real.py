@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.remediator.drivers.test_llama_server_real import SERVER, write_model
-from tests.remediator.engine.test_real_out_of_memory import Live
+from tests.remediator.engine.test_real_out_of_memory import Live, retried
 from tests.waiting import poll
 
 pytestmark = pytest.mark.skipif(
@@ -57,8 +57,11 @@ def test_one_that_cannot_allocate_is_known_for_that_and_comes_up_with_less_load(
         one.begin(ready=False)
         poll(lambda: one.known().out_of_memory)
         one.fire()
+        assert set(retried(one)) <= {"ConnectionRefusedError", "HTTP 503"}, "clear, until it is up"
+        assert one.ask(1)["choices"]
         run = one.ended()
         assert (run.playbook, run.state) == ("recover-oom", "succeeded")
+        assert one.loaded() == ["tiny"]
         said = one.sentences("out_of_memory")[0]
         assert said.startswith("llm ran out of memory: its log says the host's memory: ")
         with one.store.reading() as tx:
