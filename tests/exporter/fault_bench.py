@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import threading
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from exporter.config import Config, Intervals
@@ -20,16 +20,9 @@ from tests.nvml_standin import Driver
 
 # A word of `gpu_exporter_collect_errors_total` that only one function answers with: no real code is so high.
 FIRST_CODE = 1000
-SHORT = Limits(
-    silence=4,
-    stuck=3,
-    grace=0.5,
-    backoff=0.1,
-    backoff_limit=0.5,
-    handover=2,
-    handover_limit=2,
-    calm=1,
-)
+# A second worker is tried again at once: faults come and go faster than in the world.
+HASTY = Limits(grace=1, settle=1, handover_limit=1, calm=1)
+SHORT = replace(HASTY, silence=4, stuck=3, grace=0.5, backoff=0.1, backoff_limit=0.5, handover=2)
 _environment = threading.Lock()
 
 
@@ -41,7 +34,7 @@ class FaultBench:
         service: it, started.
     """
 
-    def __init__(self, folder: Path, gpus: int, limits: Limits | None = None) -> None:
+    def __init__(self, folder: Path, gpus: int, limits: Limits = HASTY) -> None:
         self.driver = Driver(folder / "driver", gpus=gpus)
         furnish(self.driver, gpus)
         config = Config(intervals=Intervals(processes=0.2, health=0.2, check=1, fault_after=1))
@@ -49,12 +42,12 @@ class FaultBench:
         self.service = Service(config, options, limits, start_worker=self._start)
 
     def _start(self, options: WorkerOptions) -> WorkerProcess:
-        schedule = dataclasses.replace(options.schedule, retry=0.1, retry_limit=0.2, opening=1.0)
+        schedule = replace(options.schedule, retry=0.1, retry_limit=0.2, opening=1.0)
         with _environment:
             before = dict(os.environ)
             os.environ.update(self.driver.env())
             try:
-                return WorkerProcess(dataclasses.replace(options, schedule=schedule))
+                return WorkerProcess(replace(options, schedule=schedule))
             finally:
                 os.environ.clear()
                 os.environ.update(before)

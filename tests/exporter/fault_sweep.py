@@ -6,7 +6,7 @@
 It is bounded by `--seconds`; cases come in an order that the seed decides. After each fault it holds that
 
 * what is shown of any card is what the driver says, or is absent: every reading is known here;
-* the other cards are read on, unless the driver as a whole has said that it is gone, or cannot be opened;
+* the other cards are read on, unless the driver as a whole has said that it is gone, or was never opened;
 * a call that does not come back is a timeout, and the exporter can be stopped meanwhile;
 * nothing is a bug of ours, and when the fault ends everything is back by itself.
 """
@@ -62,8 +62,9 @@ class Case:
 
     @property
     def blinds_all(self) -> bool:
-        """The driver is gone, or it is not open: no card can be read."""
-        if self.call.blinds and (self.answer == HANG or self.call.opens_driver):
+        """The driver is gone, or it was never open: no card can be read."""
+        opening = self.call.blinds and (self.answer == HANG or self.call.opens_driver)
+        if opening and self.phase == "start":
             return True
         return self.answer in codes.BACKEND_LOST
 
@@ -77,6 +78,11 @@ class Case:
         """The driver says that it has no such list, or that it is empty: the other one is all there is."""
         empty = self.for_good or self.answer in codes.EMPTY
         return empty and self.call.function.endswith("RunningProcesses")
+
+    @property
+    def hides_energy(self) -> bool:
+        """The driver says that it has no such counter: it is summed up from zero then."""
+        return self.for_good and self.call.function == "nvmlDeviceGetTotalEnergyConsumption"
 
 
 class Lane(threading.Thread):
@@ -185,7 +191,7 @@ class Lane(threading.Thread):
             )
 
     def _judge(self, bench: FaultBench, case: Case) -> None:
-        lies = [] if case.hides_processes else self._lies(bench)
+        lies = [] if case.hides_processes else self._lies(bench, case)
         assert not lies, f"not what the driver says: {lies}"
         bugs = [where for where, word in bench.service.store.snapshot().errors if word == "bug"]
         assert not bugs, f"bugs in {bugs}"
@@ -193,15 +199,16 @@ class Lane(threading.Thread):
         values = [line.rpartition(" ")[2] for line in page.splitlines() if line.startswith("gpu_")]
         assert not {"NaN", "+Inf", "-Inf"} & set(values)
 
-    def _lies(self, bench: FaultBench) -> list[str]:
+    def _lies(self, bench: FaultBench, case: Case) -> list[str]:
         lies = []
+        summed = {SUMMED_ENERGY, case.card if case.hides_energy else None}
         for index, view in bench.views().items():
             truth = self._truth.get(index)
             if truth is None:
                 continue
             pairs = [(view.sample, truth.sample), (view.health, truth.health)]
             for said, real in pairs:
-                moves = {"energy_joules"} if index == SUMMED_ENERGY else set()
+                moves = {"energy_joules"} if index in summed else set()
                 lies += [f"card {index}: {what}" for what in _different(said, real, moves)]
             if view.processes is not None and len(view.processes) != len(truth.processes or ()):
                 lies.append(f"card {index}: processes")
@@ -275,8 +282,10 @@ def _shown(bench: FaultBench, case: Case) -> bool:
         views = {view.info.index: view for view in snapshot.gpus}
         down = views and all(not view.up for view in views.values())
         sick = case.card is not None and case.card in views and not views[case.card].up
-        stuck = snapshot.worker.running_seconds > 0.5
-        beside = not views or (case.card is None and not case.call.blinds)
+        stuck = snapshot.worker.running_seconds > 0.5 or snapshot.worker.abandoned > 0
+        # What opens the driver again is a worker beside the one that reads the cards.
+        again = case.phase == "middle" and not case.call.of_card
+        beside = not views or again or (case.card is None and not case.call.blinds)
         return bool(sick or down or (stuck and beside))
     return snapshot.backend.up is False or codes.word(case.answer) in bench.errors()
 

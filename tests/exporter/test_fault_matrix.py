@@ -13,13 +13,11 @@ from collections.abc import Iterable
 
 import pytest
 
-from exporter.supervision import Limits
 from tests.exporter.fault_bench import FIRST_CODE, FaultBench
 from tests.exporter.nvml_calls import NOT_INJECTABLE, Called, called
 from tests.waiting import poll
 
 LANES = 8
-LIMITS = Limits(grace=1, settle=1, handover_limit=1, calm=1)
 # The first only leaves out the utilisation of processes, whose list is what can fail; the others let go of
 # what is asked for anew.
 UNCOUNTED = {"nvmlDeviceGetProcessUtilization", "nvmlShutdown", "nvmlEventSetFree"}
@@ -39,7 +37,7 @@ def benches(tmp_path):
     made: list[FaultBench] = []
 
     def make(gpus: int) -> FaultBench:
-        bench = FaultBench(tmp_path / str(len(made)), gpus, LIMITS)
+        bench = FaultBench(tmp_path / str(len(made)), gpus)
         made.append(bench)
         return bench
 
