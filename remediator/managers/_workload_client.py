@@ -1,4 +1,4 @@
-"""The calls of the Kubernetes API that are made about one workload (facts: Kubernetes 1.34).
+"""The calls of the Kubernetes API that are made about one workload (facts: Kubernetes 1.37).
 
 Each is one line of `deploy/kubernetes/role.yaml`; a test holds the two together.
 """

@@ -1,7 +1,7 @@
 """A stand-in Kubernetes API server, for one namespace.
 
 Paths, merge patches, preconditions, statuses and RBAC are those of the API reference of Kubernetes
-1.34. The controllers move by one step at each look at pods, so that what lies between two states is
+1.37. The controllers move by one step at each look at pods, so that what lies between two states is
 seen, too.
 """
 

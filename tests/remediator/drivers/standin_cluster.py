@@ -1,6 +1,6 @@
 """The objects of a stand-in Kubernetes namespace, moved by stand-in controllers and a kubelet.
 
-Objects are those of the API reference of Kubernetes 1.34. Time is the test's.
+Objects are those of the API reference of Kubernetes 1.37. Time is the test's.
 """
 
 from __future__ import annotations
