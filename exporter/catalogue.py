@@ -132,7 +132,7 @@ _GPU = (
     _gauge("gpu_recovery_action", "1 for what the driver asks for; none is one.", "", ("action",)),
     _counter(
         "gpu_xid_errors_total",
-        "Xid errors heard of; the critical ones from zero.",
+        "Xid errors heard of; those that the card may need something for from zero.",
         "",
         ("xid",),
     ),
@@ -219,7 +219,7 @@ _HOST = (
         "How long the longest driver call has been going on.",
         "seconds",
     ),
-    _counter("gpu_exporter_worker_restarts_total", "Replacements of the worker process."),
+    _counter("gpu_exporter_worker_restarts_total", "Replacements of a worker that did not work."),
     _gauge("gpu_exporter_workers_stuck", "Workers stuck in the driver and left alone."),
     _gauge(
         "gpu_exporter_web_config_last_reload_successful",

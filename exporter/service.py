@@ -57,7 +57,7 @@ class Service:
             config.intervals.fault_after,
         )
         inventory = Inventory(config.expected_gpus, options.storage_path)
-        ledger = XidLedger(options.storage_path, xids.critical())
+        ledger = XidLedger(options.storage_path, xids.counted_from_zero())
         kernel_xids = None
         if options.kmsg is not None and backends.of_this_machine(name):
             boot = Environment().boot_id()

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from functools import partial
 
-from exporter import __version__, config
+from exporter import __version__, config, container_socket
 from exporter.heard_worker import Worker
 from exporter.options import Flags
 from exporter.service import Service
@@ -39,6 +39,8 @@ def run(flags: Flags, start_worker: Callable[[WorkerOptions], Worker]) -> int:
         service.store, service.page, flags.telemetry_path, service.read_host, endpoint
     )
     _log.info("gpu-exporter %s", __version__)
+    if flags.container_socket is not None:
+        container_socket.warn_if_unreachable(flags.container_socket)
     live = None if flags.web_config_file is None else LiveConfig(flags.web_config_file)
     if live is not None:
         service.page.add("web_config", partial(config_rows, live))

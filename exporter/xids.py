@@ -39,6 +39,9 @@ class Remedy(StrEnum):
     NONE = "none"
 
 
+_OF_NO_CARD = frozenset({Remedy.NONE, Remedy.RESTART_APP, Remedy.FOLLOW_OTHER})
+
+
 @dataclass(frozen=True, slots=True)
 class Xid:
     """One row.
@@ -64,6 +67,22 @@ def table() -> Mapping[int, Xid]:
 def critical() -> tuple[int, ...]:
     """Return the codes that mean that the card must not be computed on any more, ascending."""
     return tuple(sorted(xid for xid, row in table().items() if row.severity is Severity.CRITICAL))
+
+
+def counted_from_zero() -> tuple[int, ...]:
+    """Return the codes of which a card has a count before the first one comes, ascending.
+
+    Only then `increase()` sees the first one. They are those that a card may need something for, by
+    the vendor or by somebody who contests it. What an application died of is not among them: with all
+    of the table there would be as many series of Xids as of everything else.
+    """
+    return tuple(
+        sorted(
+            xid
+            for xid, row in table().items()
+            if row.severity is Severity.CRITICAL or row.action not in _OF_NO_CARD or row.contested
+        )
+    )
 
 
 def parse(text: str) -> Mapping[int, Xid]:

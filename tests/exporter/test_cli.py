@@ -91,6 +91,7 @@ def serving(simulator, tmp_path):
         "--sample-interval=0.2",
         "--log.format=json",
         f"--storage.path={tmp_path / 'state'}",
+        f"--container.socket={tmp_path / 'none.sock'}",
     )
     yield made
     if made.process.poll() is None:
@@ -106,6 +107,7 @@ def test_it_serves_until_told_to_stop(serving, eventually, tmp_path) -> None:
     assert serving.end() == 0
     lines = [json.loads(line) for line in serving.log.splitlines()]
     assert lines[-1]["message"] == "stopped"
+    assert sum("--container.socket" in line["message"] for line in lines) == 1
 
 
 def test_an_interrupt_is_a_clean_end_too(serving, eventually) -> None:

@@ -18,6 +18,7 @@ from exporter import container_engine, container_names
 from exporter.clock import SystemClock
 from exporter.container_engine import EngineError, name_of
 from exporter.container_names import ContainerNames, short
+from exporter.container_socket import warn_if_unreachable
 from tests.exporter.fakes import FakeClock
 from tests.waiting import poll
 
@@ -109,6 +110,22 @@ def test_an_answer_that_is_none_is_an_error(engine, answer) -> None:
 def test_no_engine_is_an_error(tmp_path) -> None:
     with pytest.raises(EngineError, match="no answer"):
         name_of(ID, tmp_path / "nothing.sock")
+
+
+def test_at_the_start_one_line_says_that_nobody_answers(tmp_path, caplog) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "nothing.sock", tmp_path / "file", tmp_path / ("x" * 200)):
+        caplog.clear()
+        warn_if_unreachable(path)
+        (line,) = caplog.records
+        assert line.levelname == "WARNING"
+        assert f"--container.socket: {path}" in line.getMessage()
+    caplog.clear()
+    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as listens:
+        listens.bind(f"{folder}/s")
+        listens.listen()
+        warn_if_unreachable(Path(folder, "s"))
+    assert caplog.records == []
 
 
 def test_an_engine_that_says_nothing_is_given_up(monkeypatch) -> None:

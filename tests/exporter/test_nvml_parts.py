@@ -318,6 +318,26 @@ def test_no_news_of_processes_is_no_error(nvml, code) -> None:
         assert utilization(device) == {7: None}
 
 
+def test_utilisation_by_process_that_cannot_be_read_is_an_error_and_none_is_made_up(nvml) -> None:
+    nvml.processes = [used(7)]
+    nvml.samples = [computed(7, 1.0, 90)]
+    device = device_of(nvml)
+    utilization(device)
+    nvml.samples = [computed(7, 2.0, 60)]
+    for code, word in ((999, "unknown"), (4, "no_permission"), (10, "timeout")):
+        nvml.errors["nvmlDeviceGetProcessUtilization"] = code
+        result = device.processes()
+        assert [(one.pid, one.utilization_ratio) for one in result.processes] == [(7, None)]
+        assert result.errors == (word,)
+    del nvml.errors["nvmlDeviceGetProcessUtilization"]
+    # What it computed while nobody could look is not what it computes now.
+    assert utilization(device) == {7: None}
+    nvml.samples = [computed(7, 3.0, 30)]
+    assert utilization(device) == {7: 0.3}
+    nvml.errors["nvmlDeviceGetProcessUtilization"] = 3
+    assert device.processes().errors == ()
+
+
 def test_after_the_drivers_clock_was_set_back_processes_are_told_of_again(nvml) -> None:
     clock = FakeClock()
     nvml.processes = [used(7)]

@@ -7,13 +7,14 @@ import threading
 
 import pytest
 
-from exporter.backends.base import HealthResult, SampleResult, XidEvent
+from exporter.backends.base import HealthResult, ProcessesResult, SampleResult, XidEvent
 from exporter.clock import SystemClock
 from exporter.device_sampler import Schedule
 from exporter.errors import BackendError, DeviceFault, ReadingError
 from exporter.frames import (
     BackendFrame,
     DevicesFrame,
+    ErrorsFrame,
     FaultFrame,
     HealthFrame,
     ProcessesFrame,
@@ -167,6 +168,16 @@ def test_a_process_list_that_fails_leaves_the_gpu_sampled(running, eventually) -
     frame = running.of(FaultFrame, "GPU-0")[0]
     assert (frame.collector, frame.error, frame.reason) == ("processes", "timeout", None)
     eventually(lambda: len(running.of(SampleFrame, "GPU-0")) >= 3)
+
+
+def test_what_cannot_be_read_of_processes_is_told_beside_them(running, eventually) -> None:
+    found = ProcessesResult((ProcessUse(7, memory_used_bytes=5),), ("no_permission",))
+    running.devices[0].on_processes = lambda: found
+    running.collector.start()
+    eventually(lambda: running.of(ProcessesFrame, "GPU-0"))
+    assert running.of(ProcessesFrame, "GPU-0")[0].count == 1
+    frame = running.of(ErrorsFrame, "GPU-0")[0]
+    assert (frame.collector, frame.errors) == ("processes", ("no_permission",))
 
 
 def test_health_is_read_beside_and_may_fail_alone(running, eventually) -> None:

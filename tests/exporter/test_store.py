@@ -4,6 +4,7 @@ from exporter import api
 from exporter.frames import (
     BackendFrame,
     DevicesFrame,
+    ErrorsFrame,
     FailedDevice,
     FaultFrame,
     HeartbeatFrame,
@@ -219,6 +220,15 @@ def test_readings_that_fail_are_counted_by_reason() -> None:
         ("sample", "no_permission"): 1,
         ("sample", "unknown"): 2,
     }
+
+
+def test_readings_of_processes_that_fail_are_counted_beside_those_that_do_not() -> None:
+    bench = Bench()
+    bench.sample()
+    bench.store.apply(ErrorsFrame("GPU-0", "processes", ("no_permission",)))
+    bench.processes("GPU-0", ProcessUse(1, "ollama", memory_used_bytes=5))
+    assert bench.store.snapshot().errors == {("processes", "no_permission"): 1}
+    assert bench.gpu().process_count == 1
 
 
 def test_a_card_that_comes_back_can_be_told_from_one_that_stays_away() -> None:

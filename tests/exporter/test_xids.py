@@ -48,6 +48,16 @@ def test_what_is_critical_is_nothing_else_and_has_a_remedy() -> None:
     assert all(xids.table()[xid].meaning for xid in critical)
 
 
+def test_what_a_card_may_need_something_for_is_counted_from_zero() -> None:
+    known = set(xids.counted_from_zero())
+    assert known >= set(xids.critical())
+    # NVLink errors and the recovery action; what DCGM watches of the memory; no application's own error.
+    assert {31, 63, 74, 144, 154} <= known
+    assert known.isdisjoint({13, 45, 68, 94})
+    assert {row.xid for row in xids.table().values() if row.contested} <= known
+    assert len(known) == 36
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
