@@ -23,6 +23,7 @@ from remediator import http, services
 from remediator.config import ServiceConfig, Timing
 from remediator.errors import ServiceError, ServiceTimeout
 from remediator.services import ServiceDriver
+from remediator.services.base import FirstTokens, OurRequests
 from tests.remediator.engine.processes import free_port
 from tests.waiting import poll
 
@@ -108,11 +109,14 @@ def test_it_comes_up_works_sticks_and_dies(vllm: Vllm) -> None:
     idle = one.probe()
     assert [model.name for model in idle.models] == ["tiny"]
     assert idle.requests_in_flight == 0
+    assert idle.first_tokens == FirstTokens(0, 0.0, OurRequests()), "its counters begin at nothing"
     one.load("tiny", 5)
     with pytest.raises(ServiceError, match="serves tiny, not llama"):
         one.load("llama", 5)
     assert 0 < one.canary("tiny", 60) < 60
     poll(lambda: one.probe().progress > idle.progress, seconds=30)
+    warm = poll(lambda: (told := one.probe().first_tokens).requests and told, seconds=30)
+    assert (warm.requests, warm.ours.begun) == (1, 1), "it counts ours"
 
     without = vllm.driver(key=False).probe()
     assert (without.state, "options.api_key_file" in without.detail) == ("error", True)
@@ -124,6 +128,8 @@ def test_it_comes_up_works_sticks_and_dies(vllm: Vllm) -> None:
     busy = poll(lambda: (at := one.probe()).requests_running and at, seconds=30)
     assert (busy.state, busy.requests_in_flight) == ("ready", 1)
     poll(lambda: one.probe().progress > busy.progress, seconds=30)
+    user = poll(lambda: (told := one.probe().first_tokens).requests == 2 and told, seconds=30)
+    assert user.seconds > warm.seconds, "at its first token, long before its last"
 
     # The hang that `/health` answers 200 through: only the counters tell.
     engine = vllm.engine
