@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from exporter import __version__, config, container_socket
 from exporter.heard_worker import Worker
@@ -16,8 +18,10 @@ from exporter.web.config_rows import config_rows
 from exporter.worker import WorkerOptions
 from serving import server
 from serving.door import open_door
-from serving.live import LiveConfig
 from serving.password import Password
+
+if TYPE_CHECKING:
+    from serving.live import LiveConfig
 
 _log = logging.getLogger("exporter")
 
@@ -41,9 +45,7 @@ def run(flags: Flags, start_worker: Callable[[WorkerOptions], Worker]) -> int:
     _log.info("gpu-exporter %s", __version__)
     if flags.container_socket is not None:
         container_socket.warn_if_unreachable(flags.container_socket)
-    live = None if flags.web_config_file is None else LiveConfig(flags.web_config_file)
-    if live is not None:
-        service.page.add("web_config", partial(config_rows, live))
+    live = None if flags.web_config_file is None else _live(flags.web_config_file, service)
     # The release has a token of its own, in the same header.
     password = Password("gpu-exporter", frozenset({web_release.PATH}))
     try:
@@ -52,3 +54,12 @@ def run(flags: Flags, start_worker: Callable[[WorkerOptions], Worker]) -> int:
         service.stop()
     _log.info("stopped")
     return 0
+
+
+def _live(path: Path, service: Service) -> LiveConfig:
+    # Only here: TLS takes 1.5 MiB, and who serves plain HTTP does without it.
+    from serving.live import LiveConfig  # noqa: PLC0415
+
+    live = LiveConfig(path)
+    service.page.add("web_config", partial(config_rows, live))
+    return live

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
 from wsgiref.types import WSGIApplication
 
-from serving import channel as web_channel
-from serving.channel import Patience
+from serving.channel import Patience, plain
 from serving.clock import Clock, SystemClock
 from serving.crowd import Capacity
-from serving.live import LiveConfig
 from serving.password import Password
 from serving.server import Server
+
+if TYPE_CHECKING:
+    from serving.live import LiveConfig
 
 
 def open_door(
@@ -41,16 +43,12 @@ def open_door(
     clock = clock or SystemClock()
     capacity = capacity or Capacity()
     if live is None:
-        channels = web_channel.factory(_plain, clock, patience)
-        return Server(app, address, channels, "http", clock, capacity)
-    # Only here: where no password is asked for, bcrypt need not be loaded.
+        return Server(app, address, plain(clock, patience), "http", clock, capacity)
+    # Only here: who asks for no password and serves plain HTTP need load neither bcrypt nor TLS.
+    from serving import tls_channel  # noqa: PLC0415
     from serving.guard import Guard  # noqa: PLC0415
 
     guarded = Guard(app, lambda: live.current().config, clock, password)
-    channels = web_channel.factory(lambda: live.current().tls, clock, patience)
+    channels = tls_channel.factory(lambda: live.current().tls, clock, patience)
     scheme = "http" if live.current().tls is None else "https"
     return Server(guarded, address, channels, scheme, clock, capacity)
-
-
-def _plain() -> None:
-    """No TLS."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from exporter.rows import Row
-from serving.live import LiveConfig
+
+if TYPE_CHECKING:
+    from serving.live import LiveConfig
 
 
 def config_rows(live: LiveConfig) -> Iterator[Row]:
