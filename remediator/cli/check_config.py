@@ -14,6 +14,7 @@ from remediator.config.windows import check_playbooks
 from remediator.engine.log_watch import log_of
 from remediator.errors import ManagerError
 from remediator.helper.client import DEFAULT_SOCKET
+from remediator.managers.base import Replaces
 from remediator.playbooks import Playbooks, Stage, stage_name
 from remediator.playbooks import load as load_playbooks
 from remediator.services import Capability
@@ -75,8 +76,10 @@ def _print_capabilities(service: Service) -> None:
     for field in dataclasses.fields(can):
         one: Capability = getattr(can, field.name)
         print(f"  {field.name.replace('_', ' ') + ':':<13}{one.able:<8}{one.how}")
+    both = "both, or one request" if isinstance(service.manager, Replaces) else "both"
     print(
-        f"  {'stop, start:':<13}{'yes':<8}by its manager ({service.manager.kind}), and a restart is both"
+        f"  {'stop, start:':<13}{'yes':<8}by its manager ({service.manager.kind}), "
+        f"and a restart is {both}"
     )
 
 

@@ -22,6 +22,7 @@ Written = Literal["done", "conflict", "lost"]
 IN_CLUSTER = "https://kubernetes.default.svc"
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _MAX_SENTENCE = 300
+_DELETION = {"apiVersion": "v1", "kind": "DeleteOptions"}
 _UNAUTHORIZED, _FORBIDDEN, _GONE, _CONFLICT, _TOO_MANY = 401, 403, 404, 409, 429
 # A server or a proxy before it gave up on a request that may still be carried out.
 _PERHAPS_DONE = (500, 502, 503, 504)
@@ -101,7 +102,7 @@ class Api:
             ManagerError: it cannot be asked.
         """
         try:
-            return self._write("DELETE", path, {"preconditions": {"uid": uid}})
+            return self._write("DELETE", path, {**_DELETION, "preconditions": {"uid": uid}})
         except RefusedError as error:
             if error.gone:
                 return "done"

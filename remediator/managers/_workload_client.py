@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 from remediator.errors import ManagerError
 from remediator.managers._kubernetes_api import Api, RefusedError, Written
 from remediator.managers._workload import Kind, Pod, Seen
-from remediator.managers._workload_json import MARK, owned, parse_pods, parse_workload
+from remediator.managers._workload_json import MARK, NOT_SO, owned, parse_pods, parse_workload
 
 Restart = Literal["rollout", "pod", "stop_start"]
 
@@ -107,7 +107,7 @@ class WorkloadClient:
             raise
         try:
             return next((_name(one) for one in found["items"] if self._is_scaled_by(one)), "")
-        except (KeyError, TypeError, AttributeError):
+        except NOT_SO:
             raise ManagerError("the API server answered what is no list of autoscalers") from None
 
     def scale(self, seen: Seen, replicas: int) -> Written:
@@ -157,7 +157,10 @@ class WorkloadClient:
                 "spec": {"resourceAttributes": attributes},
             }
         )
-        return (found.get("status") or {}).get("allowed") is True
+        try:
+            return found["status"]["allowed"] is True
+        except NOT_SO:
+            raise ManagerError("the API server answered what is no review of our rights") from None
 
     def _chosen(self, containers: tuple[str, ...]) -> str:
         if self._container in containers:

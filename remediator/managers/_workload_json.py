@@ -13,6 +13,9 @@ from remediator.managers._workload import Ending, Kind, Pod, Workload
 MARK = "gpu-remediator/restarted-by"
 """Annotation of the pod template: which run restarted it last. A new value is a new rollout."""
 
+NOT_SO = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
+"""What reading raises where something is not what the API says that it is."""
+
 _GPU = "nvidia.com/"
 _MAX_SENTENCE = 200
 
@@ -25,7 +28,7 @@ def parse_workload(raw: Mapping[str, Any], kind: Kind) -> Workload:
     """
     try:
         return _workload(raw, kind)
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except NOT_SO:
         raise ManagerError(f"the API server answered what is no {kind}") from None
 
 
@@ -37,7 +40,7 @@ def parse_pods(raw: Mapping[str, Any], container: str) -> tuple[Pod, ...]:
     """
     try:
         return tuple(_pod(one, container) for one in raw["items"])
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except NOT_SO:
         raise ManagerError("the API server answered what is no list of pods") from None
 
 
@@ -49,7 +52,7 @@ def owned(raw: Mapping[str, Any], uid: str) -> tuple[str, ...]:
     """
     try:
         return tuple(str(o["metadata"]["uid"]) for o in raw["items"] if _controller(o) == uid)
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except NOT_SO:
         raise ManagerError("the API server answered what is no list") from None
 
 

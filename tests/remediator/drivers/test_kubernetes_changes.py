@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 from collections.abc import Callable, Iterator
@@ -11,7 +12,11 @@ import pytest
 
 from remediator.errors import ManagerError, OutcomeUnknown
 from remediator.managers import ProcessIdentity
+from remediator.managers._degraded import EitherOf
+from remediator.managers._workload import Pod, Seen, Workload
 from remediator.managers._workload_client import Right, rights
+from remediator.managers._workload_json import owned, parse_pods, parse_workload
+from remediator.managers.base import Replaces
 from tests.remediator.drivers.kubernetes_scene import DEPLOYMENT, SCALE, Scene, scene
 
 BROKEN = 0
@@ -364,3 +369,65 @@ def test_the_mark_is_an_annotation_of_the_template_and_of_nothing_else(cluster: 
     template = cluster.deployment["spec"]["template"]["metadata"]
     assert template["annotations"] == {MARK: "run 7, 2026-11-22T08:00:00.000+00:00"}
     assert "annotations" not in cluster.deployment["metadata"]
+
+
+def test_with_less_load_prepared_a_restart_is_a_stop_and_a_start(cluster: Scene) -> None:
+    """It may begin with the one workload and end with the other."""
+    cluster.server.add("Deployment", "small", replicas=0)
+    both = EitherOf(cluster.manager(), cluster.manager(name="small", restart="pod"), Usual())
+    scale = "PATCH llm/deployment/vllm/scale: replicas"
+    assert both.describe("restart").startswith(f"{scale} 0, then {scale} as before (with less")
+    assert not isinstance(both, Replaces)
+    assert list(both.concerns()) == []
+    cluster.server.edit("deployments", "small", {"spec": {"paused": True}})
+    assert any("llm/small: it is paused" in said for said in both.concerns())
+
+
+class Usual:
+    """The usual one is to run."""
+
+    def since(self) -> float | None:
+        return None
+
+    def has_begun(self) -> bool:
+        return False
+
+
+JUNK = (None, [], {}, "x", -1, 1e400, [{}], {"x": []}, "0001-01-01")
+
+
+def mutants(raw: Any) -> Iterator[Any]:
+    """`raw` with each of its values in turn replaced or taken away."""
+    if isinstance(raw, dict):
+        for key, value in raw.items():
+            yield {k: v for k, v in raw.items() if k != key}
+            yield from ({**raw, key: other} for other in (*JUNK, *mutants(value)))
+    elif isinstance(raw, list):
+        for number, value in enumerate(raw):
+            for other in (*JUNK, *mutants(value)):
+                yield [*raw[:number], other, *raw[number + 1 :]]
+
+
+def test_whatever_is_answered_is_understood_or_an_error_of_ours(cluster: Scene) -> None:
+    cluster.server.end(cluster.server.pod(), 137, "OOMKilled", waits="CrashLoopBackOff")
+    spec = {"spec": {"strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1}}}}
+    cluster.server.edit("deployments", "vllm", spec)
+    condition = {"type": "ReplicaFailure", "status": "True", "reason": "x", "message": "y"}
+    cluster.deployment["status"] |= {"conditions": [condition]}
+    pods = {"items": list(cluster.server.pods.values())}
+    sets = {"items": list(cluster.server.sets.values())}
+    seen = 0
+    for read, raw in (
+        (lambda raw: parse_workload(raw, "deployment"), cluster.deployment),
+        (lambda raw: parse_pods(raw, "server"), pods),
+        (lambda raw: owned(raw, "a"), sets),
+    ):
+        for mutant in mutants(raw):
+            seen += 1
+            with contextlib.suppress(ManagerError):
+                found = read(mutant)
+                if isinstance(found, Workload):
+                    Seen(found, ()).status(0.0)
+                elif found and isinstance(found[0], Pod):
+                    Seen(parse_workload(cluster.deployment, "deployment"), found).status(0.0)
+    assert seen > 1000
