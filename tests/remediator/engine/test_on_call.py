@@ -19,6 +19,7 @@ from remediator.playbooks import Playbook, load
 from remediator.policy.decision import GATE_REASONS
 from remediator.signals import Finding
 from remediator.store import Incident
+from tests.remediator.engine import bench as bench_module
 from tests.remediator.engine.bench import EVERYTHING, Bench
 
 HOSTILE = 'no such device "/dev/nvidia0"\n} 1\nremediator_incident_state{state="x"} 1 \x1b[2J'
@@ -105,6 +106,8 @@ def play(make_bench: Make, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ben
             action.begun = lambda context, intent: False  # type: ignore[method-assign]
             return action
 
+        # Those that other tests have read must neither be scripted nor stand in for these.
+        monkeypatch.setattr(bench_module, "_LOADED", {})
         monkeypatch.setattr(actions, "create", scripted)
         monkeypatch.setattr(signals, "create", lambda raw, where: ScriptedSignal(script))
         bench = make_bench(services=("ollama",), allow=[*EVERYTHING, "gpu_reset"])
