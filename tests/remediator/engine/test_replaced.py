@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from remediator.actions._service import RESTARTING
+from remediator.engine.gathering import PAUSED
 from remediator.errors import OutcomeUnknown
 from remediator.footprints import came_of_restart
 from remediator.managers import ProcessIdentity
@@ -136,7 +137,7 @@ def test_a_crash_around_the_request_makes_it_once(bench: Bench, when: str) -> No
 
 
 def test_what_was_asked_for_and_is_not_there_yet_counts_as_begun(bench: Bench) -> None:
-    """A rollout that the crash interrupted goes on by itself: it is waited for, not judged anew."""
+    """A rollout goes on by itself over a crash and in a pause: it is waited for, not judged anew."""
     manager = bench.managers["ollama"]
     manager.asked = die
     bench.fire(DOWN, service="ollama")
@@ -144,6 +145,8 @@ def test_what_was_asked_for_and_is_not_there_yet_counts_as_begun(bench: Bench) -
     with pytest.raises(Crash):
         bench.execute()
     manager.asked = nothing
+    with bench.store.transaction() as tx:
+        tx.set_meta(PAUSED, "a new cooler")
     bench.restart()
     bench.execute()
     assert bench.run.state == "succeeded"
