@@ -53,7 +53,9 @@ from remediator.reload import Reloader, ReloadState, no_reload
 from remediator.service_metrics import ServiceCollector
 from remediator.store import Store
 from remediator.store.emergency import folder_for
-from remediator.store.store import DATABASE, StateLock, Trail
+from remediator.store.state_lock import StateLock
+from remediator.store.store import DATABASE
+from remediator.store.transaction import Trail
 from remediator.web.alerts import Refusals
 from remediator.web.app import Deps, create_app
 from remediator.web.auth import Identities, load_identities

@@ -20,7 +20,7 @@ from remediator.engine.leases import LeaseKeeper, forget
 from remediator.errors import RemediatorError
 from remediator.gpu_control.base import knob_named
 from remediator.log import printable
-from remediator.store.store import StateLock
+from remediator.store.state_lock import StateLock
 
 # An undo needs fresh readings that agree; without a server it is tried for this long.
 _UNDO_SECONDS = 15.0

@@ -2,7 +2,8 @@
 
 from remediator.store.audit import AuditRecord, Draft, Query
 from remediator.store.rows import Episode, Incident, Lease, Run, Step
-from remediator.store.store import Store, Transaction
+from remediator.store.store import Store
+from remediator.store.transaction import Transaction
 
 __all__ = [
     "AuditRecord",

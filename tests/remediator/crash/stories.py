@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from remediator.config.secrets import read_or_create_key
 from remediator.errors import RemediatorError, StorageError
 from remediator.store import Draft
-from remediator.store.store import Trail
+from remediator.store.transaction import Trail
 from tests.remediator.crash.preload import Shim
 from tests.remediator.engine import fakes
 from tests.remediator.engine.bench import KEY, Bench

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from remediator.store import Draft, Store
-from remediator.store.store import Trail
+from remediator.store.transaction import Trail
 from remediator.store.verify import Verdict
 from tests.remediator.edge.support import KEY
 from tests.remediator.engine.fakes import FakeClock

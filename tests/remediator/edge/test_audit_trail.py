@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from remediator.store import Draft, Store
-from remediator.store.store import Trail
+from remediator.store.transaction import Trail
 from tests.remediator.edge.audit_chain import (
     RECORDS,
     Rows,

@@ -308,7 +308,7 @@ def test_a_pause_and_a_crash_keep_no_undo_back(capped: Bench) -> None:
 def test_a_reboot_that_took_the_cap_away_ends_the_lease(
     capped: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("remediator.store.store.boot_id", lambda: "another boot")
+    monkeypatch.setattr("remediator.store.transaction.boot_id", lambda: "another boot")
     capped.card.watts = 400.0
     capped.restart()
     capped.pass_time(70)
