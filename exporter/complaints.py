@@ -35,4 +35,4 @@ class Complaints:
         if message:
             _log.warning("%s", message)
         else:
-            _log.info("%s is well again", subject)
+            _log.info("%s: well again", subject)

@@ -266,6 +266,7 @@ class Store:
         state = self._gpus.get(frame.uuid)
         if state is not None:
             state.take_processes(frame)
+            self._complaints.say(f"{frame.uuid} processes", "")
 
     def _take_errors(self, frame: ErrorsFrame) -> None:
         for error in frame.errors:
@@ -275,6 +276,7 @@ class Store:
         state = self._gpus.get(frame.uuid)
         if state is not None:
             state.take_health(frame)
+            self._complaints.say(f"{frame.uuid} health", "")
             for error in frame.errors:
                 self._complaints.count("health", error)
 
@@ -283,10 +285,12 @@ class Store:
         state = self._gpus.get(frame.uuid)
         if state is not None:
             state.take_fault(frame)
-        subject = f"GPU {frame.uuid}" if frame.uuid else "the driver"
-        self._complaints.say(
-            frame.uuid, f"{subject}: {frame.collector}: {frame.error}: {frame.message}"
-        )
+        # A sample that goes well says nothing of another collection.
+        of_all = frame.reason is not None or frame.collector == "sample"
+        subject = frame.uuid if of_all else f"{frame.uuid} {frame.collector}".strip()
+        who = f"GPU {frame.uuid}" if frame.uuid else "the driver"
+        message = f"{who}: {frame.collector}: {frame.error}: {frame.message}"
+        self._complaints.say(subject, message.rstrip(": "))
 
     def _know_cards(self) -> None:
         visible = {one.uuid for one in self._last_devices.devices} if self._last_devices else set()

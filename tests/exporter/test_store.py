@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import logging
+
 from exporter import api
 from exporter.frames import (
     BackendFrame,
@@ -220,6 +222,22 @@ def test_readings_that_fail_are_counted_by_reason() -> None:
         ("sample", "no_permission"): 1,
         ("sample", "unknown"): 2,
     }
+
+
+def test_a_collection_that_goes_on_failing_is_logged_once_and_when_it_is_well_again(
+    monkeypatch,
+) -> None:
+    lines: list[str] = []
+    log = logging.getLogger("exporter.complaints")
+    for level in ("info", "warning"):
+        monkeypatch.setattr(log, level, lambda text, *args: lines.append(text % args))
+    bench = Bench()
+    for _ in range(3):
+        fault(bench, "GPU-0", None, collector="processes")
+        bench.sample()
+    assert lines == ["GPU GPU-0: processes: bug: why"]
+    bench.processes("GPU-0")
+    assert lines[1:] == ["GPU-0 processes: well again"]
 
 
 def test_readings_of_processes_that_fail_are_counted_beside_those_that_do_not() -> None:
