@@ -17,7 +17,7 @@ from remediator.cli.check_config import lacking
 from remediator.cli.replay import replay
 from remediator.clock import Clock, SystemClock
 from remediator.config import Config
-from remediator.engine.evaluator import Considered
+from remediator.engine.reservation import Considered
 from remediator.errors import ConfigError, NoEvidence
 from remediator.inventory import host_instance, kind_of, known_gpus
 from remediator.log import printable

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from remediator.clock import boot_id
 from remediator.config.model import Mode
 from remediator.counters import Counters
-from remediator.engine.approval import basis_of, means_of
-from remediator.engine.gathering import Gathered, acted_already, gather, opted_out, supersede
+from remediator.engine.gathering import Gathered, acted_already, gather, opted_out
 from remediator.engine.recording import record_decision
+from remediator.engine.reservation import Considered, audit_reserved, reserve
 from remediator.errors import NoEvidence
 from remediator.inventory import kind_of, resolve
 from remediator.playbooks import NOTIFY, Plan, Playbook, Playbooks, make_plan
 from remediator.policy import gates
 from remediator.policy.decision import Decision
 from remediator.signals import Finding
-from remediator.store import Draft, Episode, Run, Transaction
+from remediator.store import Episode
 from remediator.targets import NO_TARGET, Target
 from remediator.world import Service, World
 
@@ -27,18 +26,6 @@ log = logging.getLogger(__name__)
 # Whether a card that was not ours has become ours is looked at this often at the least (seconds).
 _LOOK_AGAIN = 600.0
 _STARTS = ("restart_service", "start_service")
-
-
-@dataclass(frozen=True)
-class Considered:
-    """What an evaluation came to."""
-
-    decision: Decision
-    playbook: str
-    target: Target
-    plan: Plan | None = None
-    gathered: Gathered | None = None
-    finding: Finding | None = None
 
 
 class Evaluator:
@@ -80,7 +67,8 @@ class Evaluator:
                     considered.gathered.supersede(tx)
             run = None
             if considered.decision.kind in ("run", "ask"):
-                considered, run = self._reserve(tx, episode, considered)
+                playbook = self._playbooks.by_name[considered.playbook]
+                considered, run = reserve(self._world, playbook, tx, episode, considered)
             record_decision(
                 tx,
                 self._counters,
@@ -91,7 +79,7 @@ class Evaluator:
                 self._world.clock.now(),
             )
             if run is not None:
-                _audit_reserved(tx, run, episode)
+                audit_reserved(tx, run, episode)
         return run.id if run is not None and considered.decision.kind == "run" else None
 
     def pass_over(self, episode_ids: Sequence[int]) -> tuple[int, ...]:
@@ -291,56 +279,6 @@ class Evaluator:
                 for step in tx.runs.steps(run.id)
             )
 
-    def _reserve(
-        self, tx: Transaction, episode: Episode, considered: Considered
-    ) -> tuple[Considered, Run | None]:
-        """Create the run, atomically with the lock of its target.
-
-        A run that waits for a person holds nothing. A stop for heat takes the target from lighter
-        runs at once; they end at their next step.
-        """
-        playbook = self._playbooks.by_name[considered.playbook]
-        target = considered.target
-        now = self._world.clock.now()
-        asking = considered.decision.kind == "ask"
-        pre_empts = playbook.safe and not asking
-        if pre_empts:
-            holders = tx.runs.holders((target,))
-            if any(run.weight >= playbook.weight for run in holders):
-                return _taken(considered), None
-            for lighter in (*holders, *tx.runs.followers(target)):
-                supersede(tx, lighter.id, playbook.name)
-        plan = considered.plan or Plan(())
-        run = tx.runs.create(
-            episode_id=episode.id,
-            playbook=playbook.name,
-            weight=playbook.weight,
-            safe=playbook.safe,
-            trigger=episode.alertname,
-            target=target,
-            locks=() if asking or pre_empts else (target,),
-            state="awaiting_approval" if asking else "reserved",
-            plan=[step.to_json() for step in plan.steps],
-            now=now,
-            expires_at=now + self._world.config.timing.approval_expires if asking else None,
-            boot_id=boot_id(),
-            monotonic=self._world.clock.monotonic(),
-        )
-        if run is None:
-            return _taken(considered), None
-        if pre_empts:
-            tx.runs.take_over(run.id, (target,))
-        if asking:
-            basis = {} if considered.finding is None else basis_of(considered.finding)
-            tx.approvals.ask(run.id, means_of(self._world, plan.steps), basis)
-        return considered, run
-
-
-def _taken(considered: Considered) -> Considered:
-    why = f"{considered.target.key} was taken just now"
-    decision = Decision("defer", "target_busy", why, 0.5)
-    return Considered(decision, considered.playbook, considered.target)
-
 
 def _rests_on_evidence(refusal: Decision) -> bool:
     """A false alert must neither stop a lighter run, nor open the breaker, nor call a person."""
@@ -357,17 +295,3 @@ def _described(plan: Plan) -> list[str]:
 
 def _notify() -> Decision:
     return Decision("notify", "no_playbook", "no playbook answers this alert; it is recorded")
-
-
-def _audit_reserved(tx: Transaction, run: Run, episode: Episode) -> None:
-    tx.audit(
-        Draft(
-            "run_reserved",
-            f"run {run.id}: {run.playbook} on {run.target.key} for {episode.alertname}",
-            run=run.id,
-            episode=episode.id,
-            alertname=episode.alertname,
-            target=run.target.key,
-            data={"plan": run.plan},
-        )
-    )
