@@ -66,8 +66,8 @@ class WorkerDeaths:
                 for worker, (since, _) in self._gone.items()
             )
 
-    def told(self, raw: object) -> None:
-        """Take in the answer of Ray.
+    def told(self, raw: object, now: float) -> None:
+        """Take in the answer of Ray; `now` in Unix seconds, for a death whose time it does not say.
 
         Raises:
             ServiceError: it is none.
@@ -79,10 +79,11 @@ class WorkerDeaths:
         with self._lock:
             for worker, at in rows:
                 if worker in self._gone and worker not in self._found:
-                    self._found[worker] = WorkerDeath(worker, self._gone[worker][1], at, SAID)
+                    name = self._gone[worker][1]
+                    self._found[worker] = WorkerDeath(worker, name, at or now, SAID)
             for worker in sorted(self._found, key=lambda one: self._found[one].at)[:-_KEPT]:
                 del self._found[worker]
 
 
 def _death(row: Mapping[str, Any]) -> tuple[str, float]:
-    return str(row["worker_id"]), float(row["end_time_ms"]) / 1000
+    return str(row["worker_id"]), float(row["end_time_ms"] or 0) / 1000

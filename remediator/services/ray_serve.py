@@ -163,7 +163,7 @@ class RayServe:
         with contextlib.suppress(ServiceError):
             answer = self._dashboard(f"{WORKERS}?{QUERY}", left)
             if answer.status == 200:
-                self._deaths.told(answer.json())
+                self._deaths.told(answer.json(), SystemClock().now())
 
     def _dashboard(self, path: str, left: Deadline) -> http.Answer:
         return http.call("GET", self._endpoint + path, timeout=left.seconds(), token=self._token)

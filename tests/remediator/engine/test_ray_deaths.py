@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from remediator import services
+from remediator.clock import SystemClock
 from remediator.config import ServiceConfig, Timing
 from remediator.engine.oom_watch import OutOfMemoryWatch
 from remediator.engine.prober import Prober
@@ -90,6 +91,14 @@ def test_a_replica_of_another_application_is_not_this_services(ray: RayServe) ->
     ray.killed["a-task-of-somebody"] = 6.0
     assert mine.probe().deaths == ()
     assert [death.name for death in whole.probe().deaths] == ["a replica of other (two)"]
+
+
+def test_a_death_whose_time_is_not_said_is_one_of_now(ray: RayServe) -> None:
+    one, before = driver(ray), SystemClock().now()
+    one.probe()
+    ray.kill("llm", "worker-2", at=0.0)
+    (death,) = one.probe().deaths
+    assert death.at >= before
 
 
 @pytest.mark.parametrize("answer", [(500, ""), (429, {}), (200, "no JSON"), (200, {"data": None})])
