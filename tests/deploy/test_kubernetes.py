@@ -85,9 +85,11 @@ def test_what_a_workload_makes_is_found_again(kind: str, name: str) -> None:
     (container,) = workload["spec"]["template"]["spec"]["containers"]
     ports = {port["name"] for port in container["ports"]}
     assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports
-    assert {
-        container[probe]["httpGet"]["port"] for probe in ("readinessProbe", "livenessProbe")
-    } <= ports
+    probes = [container[probe] for probe in container if probe.endswith("Probe")]
+    assert {probe["httpGet"]["port"] for probe in probes} <= ports
+    assert ("livenessProbe" in container) == (kind == "StatefulSet"), (
+        "who is in the driver is not killed"
+    )
     assert container["image"] == f"{name}:{__version__}"
     spec = workload["spec"]["template"]["spec"]
     kept = {v["metadata"]["name"] for v in workload["spec"].get("volumeClaimTemplates", ())}
