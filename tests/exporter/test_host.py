@@ -207,7 +207,10 @@ def test_check_shows_the_xid_errors_that_matter_the_critical_first(bench) -> Non
     assert "Xid errors          not available" in checked(bench)[0]
 
 
-def test_a_filesystem_that_does_not_answer_holds_up_no_page(bench, procfs, eventually) -> None:
+def test_a_filesystem_that_does_not_answer_holds_up_no_page(
+    bench, procfs, eventually, monkeypatch
+) -> None:
+    monkeypatch.setattr("exporter.host._PATIENCE_SECONDS", 0.5)
     answers = threading.Event()
     asked: list[str] = []
 
