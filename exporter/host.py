@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -69,8 +70,7 @@ class HostReader:
     def read(self) -> HostReading:
         """Read all; what fails is left out."""
         # Asked all at once, and waited for together.
-        with self._lock:
-            asked = [mount.begin() for mount in self._mounts]
+        asked = [self._begin(mount) for mount in self._mounts]
         until = self._clock.monotonic() + _PATIENCE_SECONDS
         found = [self._filesystem(one, until) for one in asked]
         return replace(
@@ -103,8 +103,15 @@ class HostReader:
         found = re.finditer(pattern, text, re.MULTILINE)
         return {match[1]: int(match[2]) for match in found if match[1] in wanted}
 
-    def _filesystem(self, asked: Asked[Filesystem], until: float) -> Filesystem | str:
+    def _begin(self, mount: Question[Filesystem]) -> Asked[Filesystem] | None:
+        with self._lock, contextlib.suppress(Unanswered):
+            return mount.begin()
+        return None
+
+    def _filesystem(self, asked: Asked[Filesystem] | None, until: float) -> Filesystem | str:
         """Return what it says, or in one word why it says nothing."""
+        if asked is None:
+            return "unknown"
         try:
             return asked.answer(until - self._clock.monotonic())
         except Unanswered:

@@ -26,10 +26,18 @@ class Question(Generic[T]):
         self._last: Asked[T] | None = None
 
     def begin(self) -> Asked[T]:
-        """Ask, unless what was asked before has not come back: then return that."""
+        """Ask, unless what was asked before has not come back: then return that.
+
+        Raises:
+            Unanswered: there is no thread to be had now.
+        """
         if self._last is None or self._last.is_answered:
-            self._last = Asked(self._ask)
-            threading.Thread(target=self._last.run, name=self._name, daemon=True).start()
+            asked = Asked(self._ask)
+            try:
+                threading.Thread(target=asked.run, name=self._name, daemon=True).start()
+            except RuntimeError as error:
+                raise Unanswered from error
+            self._last = asked
         return self._last
 
 

@@ -51,6 +51,20 @@ def test_one_that_is_not_answered_is_asked_once_and_waited_for_once(disk, eventu
     assert question.begin().answer(30) == 2
 
 
+def test_without_a_thread_there_is_no_answer_and_the_next_one_is_asked(disk, monkeypatch) -> None:
+    def refuse(thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    disk.answers.set()
+    question = Question(disk.look, "disk")
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        for _ in range(2):
+            with pytest.raises(Unanswered):
+                question.begin()
+    assert question.begin().answer(30) == 1
+
+
 def test_what_asking_raises_is_raised_to_who_waits() -> None:
     def fail() -> None:
         raise OSError(116, "Stale file handle")
