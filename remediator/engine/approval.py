@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from remediator.engine.gathering import Gathered, supersede
-from remediator.engine.run_journal import changes_the_world
+from remediator.engine.run_history import changes_the_world
 from remediator.engine.step_gates import ask
 from remediator.errors import ConfigError
 from remediator.playbooks import PlannedStep, Playbook, Playbooks, from_journal

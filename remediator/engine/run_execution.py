@@ -16,13 +16,9 @@ from remediator.clock import boot_id
 from remediator.counters import Counters
 from remediator.engine.approval import why_not_as_approved
 from remediator.engine.gathering import acted_already, supersede
-from remediator.engine.run_journal import (
-    NEEDS_HUMAN,
-    RunEnded,
-    RunJournal,
-    changes_the_world,
-    end_after,
-)
+from remediator.engine.run_end import NEEDS_HUMAN, RunEnded, end_after
+from remediator.engine.run_history import changes_the_world
+from remediator.engine.run_journal import RunJournal
 from remediator.engine.step_gates import may_act, may_follow
 from remediator.error_signatures import classify
 from remediator.errors import ConfigError, OutcomeUnknown, RemediatorError, StorageError

@@ -5,18 +5,25 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from remediator.actions import (
-    Gentle,
     Interrupted,
     LeaseIntent,
     Outcome,
     StepContext,
-    changes_a_card,
 )
 from remediator.clock import boot_id
 from remediator.counters import Counters
+from remediator.engine.run_end import (
+    LOOK_AGAIN,
+    SEVERITY,
+    RunEnded,
+    claim_of,
+    end_after,
+    may_take_back,
+)
+from remediator.engine.run_history import RunHistory, began
 from remediator.errors import ManagerError, RemediatorError, StorageError
 from remediator.gpu_control.base import knob_named
 from remediator.managers.base import identity_from
@@ -25,81 +32,15 @@ from remediator.policy import undo
 from remediator.store import Draft, Run, Step, Transaction
 from remediator.store.audit import Severity
 from remediator.store.inventory import HOLDER
-from remediator.store.rows import IncidentState, RunState
+from remediator.store.rows import RunState
 from remediator.targets import Target
 from remediator.world import World
 
-End = Literal["succeeded", "ineffective", "failed", "ambiguous", "cancelled", "refused"]
-# Seconds until an episode whose alert goes on firing is decided about anew. After a success that
-# decision ends the claim that the target is being recovered, so that on-call hears of it.
-_LOOK_AGAIN: Mapping[End, float] = {"refused": 30.0, "succeeded": 60.0, "cancelled": 60.0}
-NEEDS_HUMAN: tuple[End, ...] = ("ineffective", "failed", "ambiguous")
 _STOP_AGAIN = 60.0
 _KEPT = ("state", "reason", "sentence", "needs_human", "claims_nothing")
-_SEVERITY: Mapping[str, Severity] = {
-    "succeeded": "info",
-    "refused": "info",
-    "cancelled": "info",
-    "ineffective": "critical",
-    "failed": "critical",
-    "ambiguous": "critical",
-}
 
 
-class RunEnded(Exception):  # noqa: N818 - control flow between the journal and the execution
-    """The run is over, in this state and for this reason."""
-
-    def __init__(
-        self,
-        state: End,
-        reason: str,
-        sentence: str,
-        *,
-        needs_human: bool = False,
-        by_a_gate: bool = False,
-    ) -> None:
-        self.state, self.reason, self.sentence = state, reason, sentence
-        self.needs_human = needs_human or state in NEEDS_HUMAN
-        # A gate says nothing of the fault: neither that it is refuted nor that it is mended.
-        self.claims_nothing = by_a_gate and not self.needs_human
-
-    def calls_nobody(self) -> None:
-        """The playbook only tries: what it could not do is no reason to call a person."""
-        self.claims_nothing = self.claims_nothing or self.needs_human
-        self.needs_human = False
-
-
-def changes_the_world(step: PlannedStep) -> bool:
-    """Whether the step interrupts a service, turns a knob or empties a memory."""
-    action = step.action
-    return action.destructive or changes_a_card(action) or isinstance(action, Gentle)
-
-
-def _began(state: str, reason: object) -> bool:
-    """Whether a step with this end got beyond its preparation."""
-    return state != "nothing" and reason != "impossible"
-
-
-def end_after(state: str, reason: str, sentence: str) -> None:
-    """End the run where a step's outcome ends it."""
-    ends: Mapping[str, End] = {"refuted": "refused", "failed": "failed", "unknown": "ambiguous"}
-    if state in ends:
-        raise RunEnded(ends[state], reason, sentence)
-
-
-def _claim(end: RunEnded) -> IncidentState:
-    """What on-call is told of the incident after this end."""
-    if end.needs_human:
-        return "needs_human"
-    return "refuted" if end.state == "refused" else "recovering"
-
-
-def _may_take_back(end: RunEnded) -> bool:
-    """Whether this end is news for who was called before: it helped, or it did not either."""
-    return end.needs_human or end.state == "succeeded"
-
-
-class RunJournal:
+class RunJournal(RunHistory):
     """Everything that a run writes; each entry and its audit record are one commit."""
 
     def __init__(
@@ -112,41 +53,15 @@ class RunJournal:
         stops_for_heat: bool,
         pages: bool = True,
     ) -> None:
-        self._world = world
+        super().__init__(world, run, plan)
         self._counters = counters
-        self._run = run
-        self._plan = plan
         self._stops_for_heat = stops_for_heat
         self._pages = pages
-
-    def step(self, seq: int) -> Step | None:
-        """The journal entry of step `seq`; None where it was never begun."""
-        with self._world.store.reading() as tx:
-            return next((s for s in tx.runs.steps(self._run.id) if s.seq == seq), None)
-
-    def reload(self) -> Run | None:
-        """The run as it is in the store now."""
-        with self._world.store.reading() as tx:
-            return tx.runs.get(self._run.id)
 
     def set_state(self, state: RunState, rung: int) -> None:
         """Move the run on."""
         with self._world.store.transaction() as tx:
             tx.runs.set_state(self._run.id, state, self._world.clock.now(), rung=rung)
-
-    def whole(self, rung: int) -> bool:
-        """Whether every step of the rung was done, or had nothing to do."""
-        ended = {seq for seq, _ in enumerate(self._plan) if self._is_done(seq)}
-        return all(seq in ended for seq, step in enumerate(self._plan) if step.rung == rung)
-
-    def _is_done(self, seq: int) -> bool:
-        entry = self.step(seq)
-        return entry is not None and entry.state in ("done", "nothing")
-
-    def did_anything(self, rung: int) -> bool:
-        """Whether any step of the rung was done, beyond finding nothing to do."""
-        with self._world.store.reading() as tx:
-            return any(s.rung == rung and s.state == "done" for s in tx.runs.steps(self._run.id))
 
     def keep_end(self, end: RunEnded) -> None:
         """Keep how the run ends while something is still brought back: a crash must not forget it."""
@@ -240,7 +155,7 @@ class RunJournal:
                 outcome.sentence,
                 self._world.clock.now(),
             )
-            if step.action.destructive and not _began(outcome.state, outcome.reason):
+            if step.action.destructive and not began(outcome.state, outcome.reason):
                 # The gates counted it before its preparation found that there is nothing to do.
                 tx.runs.mark_destructive(self._run.id, destructive=self._interrupted_anything(tx))
             severity: Severity = "warning" if outcome.state in ("failed", "unknown") else "info"
@@ -266,7 +181,7 @@ class RunJournal:
     def finish(self, end: RunEnded) -> None:
         """End the run, and tell its episode and its incident."""
         now = self._world.clock.now()
-        severity: Severity = "critical" if end.needs_human else _SEVERITY[end.state]
+        severity: Severity = "critical" if end.needs_human else SEVERITY[end.state]
         if end.needs_human and not self._pages:
             end.calls_nobody()
             severity = "warning"
@@ -353,7 +268,7 @@ class RunJournal:
         episode = tx.episodes.get(run.episode_id) if run.episode_id is not None else None
         still_fires = episode is not None and episode.ended_at is None
         if episode is not None and still_fires:
-            again = _LOOK_AGAIN.get(end.state)
+            again = LOOK_AGAIN.get(end.state)
             acted = end.state != "refused" and (self._changed_anything(tx) or self._may_never(tx))
             if self._stops_for_heat and end.state in ("failed", "ambiguous", "cancelled"):
                 # It is as hot as before: what would not stop is asked again, ever more rarely.
@@ -370,7 +285,7 @@ class RunJournal:
             if incident is not None and incident.state != "needs_human":
                 tx.incidents.close(incident.id, now)
             return
-        if incident is not None and incident.state == "needs_human" and not _may_take_back(end):
+        if incident is not None and incident.state == "needs_human" and not may_take_back(end):
             # What a person has to look at stays until it is acknowledged or seen good.
             return
         tx.incidents.put(
@@ -378,16 +293,11 @@ class RunJournal:
             trigger=run.trigger,
             target=run.target,
             playbook=run.playbook,
-            state=_claim(end),
+            state=claim_of(end),
             reason=end.reason,
             last_step=(incident.last_step if incident else "") or self._newest_step(tx),
             now=now,
         )
-
-    def _newest_step(self, tx: Transaction) -> str:
-        """The step that broke before it had a result; empty where none was begun."""
-        steps = tx.runs.steps(self._run.id)
-        return steps[-1].action if steps else ""
 
     def _idle_holds(self) -> tuple[str, ...]:
         """Services that this run took into its hold, while the process that was to go still runs.
@@ -409,34 +319,6 @@ class RunJournal:
                 if before.same(service.manager.status().identity):
                     found.append(service.name)
         return tuple(found)
-
-    def _may_never(self, tx: Transaction) -> bool:
-        """Whether a precondition failed: another alert about the same fault need not ask again."""
-        return any(
-            step.action == "preflight_reset" and step.state == "failed"
-            for step in tx.runs.steps(self._run.id)
-        )
-
-    def changed_anything(self) -> bool:
-        """Whether a step that changes the world got beyond its preparation."""
-        with self._world.store.reading() as tx:
-            return self._changed_anything(tx)
-
-    def _changed_anything(self, tx: Transaction) -> bool:
-        """Whether a step that changes the world got beyond its preparation."""
-        return any(changes_the_world(step) for step in self._begun(tx))
-
-    def _interrupted_anything(self, tx: Transaction) -> bool:
-        """Whether a step that interrupts a service or a card got beyond its preparation."""
-        return any(step.action.destructive for step in self._begun(tx))
-
-    def _begun(self, tx: Transaction) -> list[PlannedStep]:
-        """The steps that got beyond their preparation."""
-        return [
-            self._plan[step.seq]
-            for step in tx.runs.steps(self._run.id)
-            if step.seq < len(self._plan) and _began(step.state, step.result.get("reason"))
-        ]
 
     def _intend(
         self,

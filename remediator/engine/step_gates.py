@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from remediator.engine.gathering import Gathered, gather
-from remediator.engine.run_journal import RunEnded
+from remediator.engine.run_end import RunEnded
 from remediator.playbooks import PlannedStep, Playbook
 from remediator.policy import gates
 from remediator.policy.decision import Decision

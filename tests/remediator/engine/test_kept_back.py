@@ -14,7 +14,7 @@ from remediator.config.windows import WindowConfig
 from remediator.engine import step_gates
 from remediator.engine.gathering import PAUSED
 from remediator.engine.kill_switch import why_pulled
-from remediator.engine.run_journal import RunEnded
+from remediator.engine.run_end import RunEnded
 from remediator.playbooks import from_journal, load
 from remediator.run_ages import Ages
 from remediator.services import ServiceProbe
