@@ -17,7 +17,7 @@ from remediator.alertmanager import Notification
 from remediator.engine.prober import Prober
 from remediator.intake import Intake
 from remediator.playbooks import Playbooks
-from remediator.web import alerts, api, approvals, openapi, page, reload, status
+from remediator.web import alerts, api, approvals, openapi, operate, page, reload, status
 from remediator.web.auth import Identities
 from remediator.world import World
 from serving.answer import accepts_gzip, preferred_format
@@ -54,6 +54,7 @@ def create_app(deps: Deps, identities: Identities) -> Flask:
     app.extensions["deps"] = deps
     app.register_blueprint(alerts.blueprint)
     app.register_blueprint(api.blueprint)
+    app.register_blueprint(operate.blueprint)
     app.register_blueprint(approvals.blueprint)
     app.register_blueprint(reload.blueprint)
     app.register_blueprint(status.blueprint)
