@@ -310,7 +310,12 @@ def _probed(views: dict[str, ServiceView]) -> Iterator[Metric]:
         "GPU memory of a loaded model, as the server says.",
         labels=["llm_service", "model"],
     )
+    loading = GaugeMetricFamily(
+        "llm_service_loading", "1 while the server says that it comes up.", labels=["llm_service"]
+    )
     for name, view in views.items():
+        if view.probe.state != "silent":
+            loading.add_metric([name], float(view.probe.state == "loading"))
         if view.probe.requests_running is not None:
             running.add_metric([name], view.probe.requests_running)
         if view.probe.requests_waiting is not None:
@@ -320,7 +325,7 @@ def _probed(views: dict[str, ServiceView]) -> Iterator[Metric]:
         for model in view.probe.models:
             if model.memory_bytes is not None:
                 memory.add_metric([name, model.name], model.memory_bytes)
-    yield from (running, waiting, progress, memory)
+    yield from (loading, running, waiting, progress, memory)
 
 
 def registry_for(collector: RemediatorCollector) -> CollectorRegistry:

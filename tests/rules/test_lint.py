@@ -35,6 +35,7 @@ LABELS = {
     "LLMServiceDown": {("critical", "true", "unfixed")},
     "LLMServiceStalled": {("critical", "true", "unfixed")},
     "LLMServiceOutOfMemory": {("critical", "true", "unfixed")},
+    "LLMServiceLoading": {("critical", "false", "unfixed")},
     "LLMServiceGpusOvercommitted": {("warning", "false", "never")},
     "LLMServiceDegraded": {("warning", "false", "never")},
     "LLMServiceLogErrors": {("warning", "false", "never")},
