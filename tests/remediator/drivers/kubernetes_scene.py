@@ -47,7 +47,7 @@ class Scene:
 
         context = managers.Context(self.clock, lambda: self.kept, save)
         raw = {"type": "kubernetes", "namespace": "llm", "name": "vllm", "url": self.url}
-        return managers.create(raw | {"timeout": "5s"} | options, "vllm", context)
+        return managers.create(raw | {"timeout": "30s"} | options, "vllm", context)
 
     @property
     def deployment(self) -> Object:
