@@ -70,7 +70,8 @@ class Changes:
                 return False
             return said[-1] in ("done", "spared")
 
-        if wait_until(self._clock, deadline - self._clock.monotonic(), asked):
+        left = deadline - self._clock.monotonic()
+        if wait_until(self._clock, left, asked, poll=_LOOK_EVERY):
             return "spared" if said[-1] == "spared" else "done"
         if "lost" in said:
             told = f"whether {self._client.told} was changed is not known"

@@ -112,12 +112,9 @@ class Kubernetes:
 
         if spares(self._client.look()):
             return
-        if (
-            self._changes.ask(lambda seen: seen.workload.replicas == 0, to_zero, deadline)
-            == "spared"
-        ):
-            return
-        self._changes.wait("stop", deadline, timeout, self._why_not_down)
+        asked = self._changes.ask(lambda seen: seen.workload.replicas == 0, to_zero, deadline)
+        if asked == "done":
+            self._changes.wait("stop", deadline, timeout, self._why_not_down)
 
     def start(self, timeout: float) -> ProcessIdentity:
         """Scale back to what it had, unless that is asked for already, and wait until it runs."""
@@ -224,10 +221,8 @@ class _Replacing(Kubernetes, ABC):
             self._changes.refuse(self._why_not_restarted(seen))
             return self._request(seen, identity, mark)
 
-        if (
-            self._changes.ask(lambda seen: self._asked(seen, identity, mark), ask, deadline)
-            == "spared"
-        ):
+        asked = self._changes.ask(lambda seen: self._asked(seen, identity, mark), ask, deadline)
+        if asked == "spared":
             return self._await_servers("restart", deadline, timeout, _why_not_up)
         newest: list[ProcessIdentity] = []
 
