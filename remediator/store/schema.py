@@ -232,13 +232,32 @@ def migrate(connection: sqlite3.Connection) -> None:
     Raises:
         StorageError: the database was written by a newer version.
     """
+    version = _version(connection)
+    for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
+        connection.executescript(
+            f"BEGIN IMMEDIATE; {script} PRAGMA user_version = {number}; COMMIT;"
+        )
+
+
+def check(connection: sqlite3.Connection) -> None:
+    """Whether this version can read the database as it is, without changing it.
+
+    Raises:
+        StorageError: it was written by another version.
+    """
+    version = _version(connection)
+    if version < len(MIGRATIONS):
+        raise StorageError(
+            f"the database has schema {version}, this version needs {len(MIGRATIONS)}: start "
+            "gpu-remediator serve of this version, which brings it up to date"
+        )
+
+
+def _version(connection: sqlite3.Connection) -> int:
     version: int = connection.execute("PRAGMA user_version").fetchone()[0]
     if version > len(MIGRATIONS):
         raise StorageError(
             f"the database has schema {version}, this version knows {len(MIGRATIONS)}: "
             "run the version that wrote it, or newer"
         )
-    for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
-        connection.executescript(
-            f"BEGIN IMMEDIATE; {script} PRAGMA user_version = {number}; COMMIT;"
-        )
+    return version

@@ -17,7 +17,7 @@ from remediator.store import audit as chain
 from remediator.store import segments
 from remediator.store.anchor import Anchor
 from remediator.store.emergency import MERGED, EmergencyJournal
-from remediator.store.schema import migrate
+from remediator.store.schema import check, migrate
 from remediator.store.transaction import Trail, Transaction
 
 log = logging.getLogger(__name__)
@@ -78,6 +78,8 @@ class Store:
             connection.execute("PRAGMA foreign_keys = ON")
             migrate(connection)
             self.path.chmod(0o600)
+        else:
+            check(connection)
         return connection
 
     @contextlib.contextmanager

@@ -13,6 +13,7 @@ from remediator.errors import StorageError
 from remediator.store import Draft, Store
 from tests.remediator.edge.support import (
     KEY,
+from remediator.store.schema import MIGRATIONS
     FakeClock,
     InProcess,
     RealServer,
@@ -140,6 +141,40 @@ def test_a_file_that_is_no_database_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "remediator.db").write_text("this is not a database" * 100)
     with pytest.raises(StorageError, match="not a database"):
         Store(tmp_path, KEY, FakeClock())
+@pytest.fixture
+def older(tmp_path: Path) -> Path:
+    """The state directory of the version before, with a run and a lease that are open."""
+    with contextlib.closing(sqlite3.connect(tmp_path / "remediator.db")) as raw:
+        for script in MIGRATIONS[:3]:
+            raw.executescript(script)
+        raw.execute("PRAGMA user_version = 3")
+        raw.execute(
+            "INSERT INTO runs (playbook, weight, destructive, safe, trigger, target_kind, target_name, "
+            "state, plan, created_at, updated_at, boot_id) "
+            "VALUES ('throttle-gpu', 10, 0, 0, 'x', 'gpu', 'GPU-1', 'running', '[]', 1, 1, 'b')"
+        )
+        raw.execute(
+            "INSERT INTO leases (uuid, knob, control, original, value, written, run_id, created_at, "
+            "updated_at, state) VALUES ('GPU-1', 'power_limit', 'nvml', 1, 2, '[2]', 1, 1, 1, 'active')"
+        )
+        raw.commit()
+    return tmp_path
+
+
+def test_a_database_of_the_version_before_goes_on_with_what_is_open(older: Path) -> None:
+    with contextlib.closing(Store(older, KEY, FakeClock())) as store, store.reading() as tx:
+        (run,), (lease,) = tx.runs.active(), tx.leases.open_all()
+        assert (run.created_monotonic, run.boot_id) == (None, "b")
+        assert (lease.created_monotonic, lease.boot_id) == (None, "")
+
+
+def test_who_only_looks_changes_no_older_database_and_says_what_does(older: Path) -> None:
+    before = (older / "remediator.db").read_bytes()
+    with pytest.raises(StorageError, match="gpu-remediator serve of this version"):
+        Store(older, KEY, FakeClock(), read_only=True)
+    assert (older / "remediator.db").read_bytes() == before
+
+
 
 
 def _one_line(done: object) -> str:
