@@ -28,6 +28,7 @@ from remediator.app import Remediator, build, web_application
 from remediator.config import Config, load
 from remediator.store import Store
 from remediator.web.auth import load_identities
+from tests.remediator.quick_store import QuickStore
 from tests.waiting import poll
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -270,7 +271,7 @@ class InProcess:
 def in_process(folder: Path, **over: Any) -> Iterator[InProcess]:
     config = load(write_config(folder, **over))
     clock = FakeClock()
-    store = Store(config.state_dir, KEY, clock)
+    store = QuickStore(config.state_dir, KEY, clock)
     remediator = build(config, clock, store)
     app = web_application(remediator, load_identities(config.web))
     try:

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from remediator.app import open_store
+from remediator.config import load
 from remediator.errors import StorageError
 from remediator.store import Draft, Store
+from remediator.store.schema import MIGRATIONS
 from tests.remediator.edge.support import (
     KEY,
-from remediator.store.schema import MIGRATIONS
     FakeClock,
     InProcess,
     RealServer,
@@ -122,11 +124,13 @@ def test_an_error_within_a_transaction_leaves_nothing(remediator: InProcess) -> 
         assert (tx.audit_count(), tx.get_meta("never")) == (0, None)
 
 
-def test_the_database_is_durable_before_it_is_fast(remediator: InProcess) -> None:
-    database = remediator.store._db
-    assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-    assert database.execute("PRAGMA synchronous").fetchone() == (2,), "FULL"
-    assert remediator.store.path.stat().st_mode & 0o077 == 0
+def test_the_database_is_durable_before_it_is_fast(tmp_path: Path) -> None:
+    config = load(write_config(tmp_path))
+    with contextlib.closing(open_store(config, FakeClock())) as store:
+        database = store._db
+        assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert database.execute("PRAGMA synchronous").fetchone() == (2,), "FULL"
+        assert store.path.stat().st_mode & 0o077 == 0
 
 
 def test_a_database_of_a_newer_version_is_not_touched(tmp_path: Path) -> None:
@@ -137,10 +141,6 @@ def test_a_database_of_a_newer_version_is_not_touched(tmp_path: Path) -> None:
         Store(tmp_path, KEY, FakeClock())
 
 
-def test_a_file_that_is_no_database_is_a_clear_error(tmp_path: Path) -> None:
-    (tmp_path / "remediator.db").write_text("this is not a database" * 100)
-    with pytest.raises(StorageError, match="not a database"):
-        Store(tmp_path, KEY, FakeClock())
 @pytest.fixture
 def older(tmp_path: Path) -> Path:
     """The state directory of the version before, with a run and a lease that are open."""
@@ -175,6 +175,10 @@ def test_who_only_looks_changes_no_older_database_and_says_what_does(older: Path
     assert (older / "remediator.db").read_bytes() == before
 
 
+def test_a_file_that_is_no_database_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "remediator.db").write_text("this is not a database" * 100)
+    with pytest.raises(StorageError, match="not a database"):
+        Store(tmp_path, KEY, FakeClock())
 
 
 def _one_line(done: object) -> str:

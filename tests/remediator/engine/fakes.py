@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import sqlite3
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from remediator.errors import (
@@ -26,7 +22,8 @@ from remediator.host_reading import HostReading, parse_host
 from remediator.managers import ProcessIdentity, ProcessStatus
 from remediator.readings import GpuReading, parse_gpu
 from remediator.services import LoadedModel, ServiceProbe
-from remediator.store import Store, Transaction
+from remediator.store import Transaction
+from tests.remediator.quick_store import QuickStore
 
 START = 1_763_760_000.0
 
@@ -331,28 +328,12 @@ class Disk:
         self.fail_at: set[int] = set()
 
 
-@functools.cache
-def _empty_database() -> bytes:
-    """One that nothing was written to yet: to make it anew costs more than the rest of a bench."""
-    with tempfile.TemporaryDirectory() as folder:
-        store = Store(Path(folder), b"k" * 64, FakeClock())
-        store.close()
-        return store.path.read_bytes()
-
-
-class FlakyStore(Store):
-    """A store on such a disk. It never waits for the real one, which no test takes the power from."""
+class FlakyStore(QuickStore):
+    """A store on such a disk."""
 
     def __init__(self, disk: Disk, *arguments: Any, **more: Any) -> None:
         super().__init__(*arguments, **more)
         self._disk = disk
-
-    def _connect(self, *, read_only: bool) -> sqlite3.Connection:
-        if not self.path.exists():
-            self.path.write_bytes(_empty_database())
-        connection = super()._connect(read_only=read_only)
-        connection.execute("PRAGMA synchronous = OFF")
-        return connection
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[Transaction]:
