@@ -79,7 +79,7 @@ real-drivers: $(VENV)/.ready-dev ## the process managers on a real Podman, and s
 real-servers: $(VENV)/.ready-dev ## the service drivers on a real Ray Serve, vLLM and llama-server, where they are installed
 	REAL_SERVERS=1 $(BIN)/python -m pytest tests/remediator/drivers/test_ray_serve_real.py \
 		tests/remediator/drivers/test_vllm_real.py tests/remediator/drivers/test_llama_server_real.py \
-		tests/remediator/drivers/test_llama_server_memory_real.py
+		tests/remediator/drivers/test_llama_server_memory_real.py tests/remediator/drivers/test_ray_serve_memory_real.py
 
 real-images: $(VENV)/.ready-dev ## the images and the Compose stack on a real Podman; ten minutes, as root
 	REAL_IMAGES=$${REAL_IMAGES:-1} $(BIN)/python -m pytest tests/deploy/test_images_real.py
