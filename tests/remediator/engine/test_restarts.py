@@ -215,6 +215,23 @@ def test_many_targets_at_once_open_the_breaker_until_a_person_resumes(make_bench
     assert len(bench.runs) > 2
 
 
+def test_an_open_breaker_keeps_back_no_notification_and_no_cap(make_bench: Make) -> None:
+    bench = make_bench(services=("ollama",))
+    with bench.store.transaction() as tx:
+        tx.set_meta(BREAKER, "3 destructive runs failed")
+    bench.fire("HostDiskSpaceLow")
+    bench.card.heat_by_power(full=84.0, capped=76.0)
+    bench.fire("GPUTemperatureWarning")
+    bench.managers["ollama"].die()
+    bench.fire(DOWN, service="ollama")
+    bench.pass_time(10)
+    assert "notify:no_playbook" in bench.decisions
+    assert "refuse:breaker_open" in bench.decisions
+    assert bench.incident(DOWN, Target("service", "ollama")).state == "needs_human"
+    assert bench.written_watts == [320.0]
+    assert bench.managers["ollama"].calls == []
+
+
 def test_false_alerts_do_not_open_the_breaker(make_bench: Make) -> None:
     names = tuple(f"llm{i}" for i in range(6))
     bench = make_bench(services=names)
