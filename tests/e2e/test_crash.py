@@ -16,7 +16,7 @@ from tests.e2e import nvidia_smi, on_driver
 from tests.e2e.conftest import Incident, Played, Watcher, side_by_side
 from tests.e2e.scene import card
 
-SLOW_WRITE = "nvmlDeviceSetPowerManagementLimit"
+HELD_WRITE = "nvmlDeviceSetPowerManagementLimit"
 CAPPED, BETWEEN, FAULTY = range(3)
 
 
@@ -29,7 +29,7 @@ def _killed_while_a_cap_is_in_place(watch: Watcher) -> None:
     stack, uuid = watch.stack, card(watch.stack, CAPPED)
     fault = stack.inject("heat", uuid, celsius=84, immediate=True)
     watch.until("the cap is verified", lambda: watch.events("verified", target=f"gpu:{uuid}"))
-    _killed_and_back(watch)
+    _is_back(watch, stack.kill("remediator", signal.SIGKILL))
     stack.clear(fault)
     watch.until("the cap is undone", lambda: watch.events("undone", target=f"gpu:{uuid}"))
     assert _writes(stack, uuid) == [320_000, 400_000]
@@ -39,16 +39,17 @@ def _killed_while_a_cap_is_in_place(watch: Watcher) -> None:
 def _killed_between_intent_and_step(watch: Watcher) -> None:
     stack, uuid = watch.stack, card(watch.stack, BETWEEN)
     faults = on_driver.folder_of(stack) / "driver" / "faults"
-    faults.write_text(f"{SLOW_WRITE} * latency_ms 3000\n")
+    faults.write_text(f"{HELD_WRITE} * hang 0\n")
     try:
         fault = stack.inject("heat", uuid, celsius=84, immediate=True)
         watch.until(
             "the intent is journaled", lambda: watch.events("step_started", target=f"gpu:{uuid}")
         )
         assert _writes(stack, uuid) == [], "the driver has not been written yet"
-        _killed_and_back(watch)
+        killed = stack.kill("remediator", signal.SIGKILL)
     finally:
         faults.unlink()
+    _is_back(watch, killed)
     watch.until("the run goes on", lambda: watch.events("step_resumed", target=f"gpu:{uuid}"))
     watch.until("the cap is verified", lambda: watch.events("verified", target=f"gpu:{uuid}"))
     stack.clear(fault)
@@ -86,9 +87,8 @@ INCIDENTS = (
 )
 
 
-def _killed_and_back(watch: Watcher) -> None:
+def _is_back(watch: Watcher, killed: int) -> None:
     stack = watch.stack
-    killed = stack.kill("remediator", signal.SIGKILL)
     watch.until(
         "supervisord starts it again", lambda: stack.pid("remediator") not in (None, killed)
     )
