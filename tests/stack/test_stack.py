@@ -55,7 +55,7 @@ def test_every_program_runs_and_every_target_is_scraped(stack: Stack) -> None:
     for program in PROGRAMS:
         assert stack.pid(program), program
     up = "count(up == 1)"
-    assert poll(lambda: stack.query(up) and stack.query(up)[0]["value"][1] == "4", timeout=20)
+    assert poll(lambda: stack.query(up) and stack.query(up)[0]["value"][1] == "4", timeout=60)
     assert {gpu["uuid"] for gpu in stack.gpus()} == {gpu["uuid"] for gpu in stack.simulated_gpus()}
     assert len(stack.gpus()) == 2
 
@@ -113,7 +113,7 @@ def test_metrics_are_read_by_name_and_labels(stack: Stack) -> None:
 
 def test_a_killed_program_comes_back_and_a_restart_gives_a_new_one(stack: Stack) -> None:
     killed = stack.kill("on-call")
-    assert poll(lambda: stack.pid("on-call") not in {None, killed}, timeout=20)
+    assert poll(lambda: stack.pid("on-call") not in {None, killed}, timeout=60)
     before = stack.pid("on-call")
     stack.restart("on-call")
     assert stack.pid("on-call") not in {None, before}
@@ -121,7 +121,7 @@ def test_a_killed_program_comes_back_and_a_restart_gives_a_new_one(stack: Stack)
 
 def test_an_injected_fault_reaches_the_exporter_and_is_cleared(stack: Stack) -> None:
     fault = stack.inject("lose", gpu=1)
-    assert poll(lambda: [gpu["up"] for gpu in stack.gpus()] == [True, False], timeout=20)
+    assert poll(lambda: [gpu["up"] for gpu in stack.gpus()] == [True, False], timeout=60)
     stack.clear(fault)
     assert poll(lambda: all(gpu["up"] for gpu in stack.gpus()), timeout=40)
     with pytest.raises(StackError, match="no simulated GPU 7"):

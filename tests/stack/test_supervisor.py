@@ -71,7 +71,7 @@ def test_a_program_runs_until_stop_and_not_longer(run: Path) -> None:
     supervisor.start()
     try:
         supervisor.add([program])
-        assert poll(lambda: answers(program.ready_url), timeout=20)
+        assert poll(lambda: answers(program.ready_url), timeout=60)
         pid = supervisor.state("receiver").pid
         assert pid is not None
     finally:
@@ -90,7 +90,7 @@ def test_programs_can_be_added_while_others_run(run: Path) -> None:
         assert supervisor.state("first").pid == pid
         assert supervisor.state("second").pid is None
         supervisor.start_program("second")
-        assert poll(lambda: supervisor.state("second").pid, timeout=10)
+        assert poll(lambda: supervisor.state("second").pid, timeout=60)
     finally:
         supervisor.stop()
 
@@ -103,7 +103,7 @@ def orphaner(run: Path, kind: str) -> list[str]:
 
 def orphan_pid(run: Path) -> int:
     file = run / "orphan.pid"
-    assert poll(lambda: file.exists() and file.read_text(), timeout=20)
+    assert poll(lambda: file.exists() and file.read_text(), timeout=60)
     return int(file.read_text())
 
 
@@ -119,11 +119,11 @@ def test_nothing_outlives_a_killed_launcher_supervisord_or_keeper(run: Path, vic
             pids = {"launcher": launcher.pid, "supervisord": supervisord, "keeper": keeper}
             os.kill(pids[victim], signal.SIGKILL)
             for pid in (keeper, supervisord, program):
-                assert poll(lambda pid=pid: gone(pid), timeout=20), pid
+                assert poll(lambda pid=pid: gone(pid), timeout=60), pid
             if victim == "keeper":
                 # Nobody is left to find what a program itself left behind.
                 os.kill(orphan, signal.SIGKILL)
-            assert poll(lambda: gone(orphan), timeout=20)
+            assert poll(lambda: gone(orphan), timeout=60)
         finally:
             launcher.kill()
 
@@ -165,7 +165,7 @@ def test_arguments_and_environment_reach_a_program_unchanged(run: Path) -> None:
         supervisor.add([program])
         log = run / "logs" / "p.log"
         expected = f"{awkward} 1,2 50%\n"
-        assert poll(lambda: log.exists() and log.read_text() == expected, timeout=10), (
+        assert poll(lambda: log.exists() and log.read_text() == expected, timeout=60), (
             log.read_text()
         )
     finally:
@@ -194,6 +194,6 @@ def test_settings_of_other_instances_do_not_reach_the_programs(
     try:
         supervisor.add([Program("p", [sys.executable, "-c", script], restarts=False)])
         log = run / "logs" / "p.log"
-        assert poll(lambda: log.exists() and log.read_text(), timeout=10) == "[]\n"
+        assert poll(lambda: log.exists() and log.read_text(), timeout=60) == "[]\n"
     finally:
         supervisor.stop()
