@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from typing import TypeVar
 
 from exporter.frames import FaultFrame, HealthFrame, ProcessesFrame, SampleFrame
 from exporter.policy import Policy, judge
@@ -108,6 +109,8 @@ class GpuState:
 
     def take_sample(self, frame: SampleFrame) -> None:
         """Take a reading; a GPU that answers has no fault."""
+        if _is_older(frame, self._sample):
+            return
         self._clear_fault()
         self._alive_at = frame.monotonic
         self._sample = frame
@@ -132,12 +135,14 @@ class GpuState:
 
     def take_processes(self, frame: ProcessesFrame) -> None:
         """Take a process list."""
-        self._processes = frame
+        if not _is_older(frame, self._processes):
+            self._processes = frame
         self._told.add("processes")
 
     def take_health(self, frame: HealthFrame) -> None:
         """Take what is read seldom."""
-        self._health = frame
+        if not _is_older(frame, self._health):
+            self._health = frame
         self._told.add("health")
 
     def take_fault(self, frame: FaultFrame) -> None:
@@ -227,3 +232,11 @@ class GpuState:
 
     def _clear_fault(self) -> None:
         self._fault, self._fault_message, self._returns = None, "", False
+
+
+_Read = TypeVar("_Read", SampleFrame, ProcessesFrame, HealthFrame)
+
+
+def _is_older(frame: _Read, known: _Read | None) -> bool:
+    """Tell whether a worker that takes over read it before what the one before it read last."""
+    return known is not None and frame.monotonic < known.monotonic

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from exporter.policy import SaturationPolicy
 from exporter.readings import Spans
 
 # So many samples may be missed before what is known is too old to be said.
 MISSED_LIMIT = 3
+# The driver's newest sample is a little old: what it has not told of yet, it may the next time.
+_LAG_SECONDS = 3.0
 
 
 class UtilisationHistory:
@@ -15,7 +19,8 @@ class UtilisationHistory:
     A missed sample neither extends the saturated time nor ends it: only time that samples cover
     counts. After three missed in a row nothing is known, and saturation begins anew. Where the
     driver keeps samples of its own (`cover`), what they cover was not missed, however late it is
-    read.
+    read. Who begins to read while another still does tells of time that was told of: no time
+    counts twice.
     """
 
     def __init__(self, policy: SaturationPolicy, interval: float) -> None:
@@ -23,6 +28,8 @@ class UtilisationHistory:
         self._policy = policy
         self._interval = interval
         self._last: float | None = None
+        # Up to when time has been counted.
+        self._counted_to = float("-inf")
         self._saturated = 0.0
         self._was_saturated = False
         self._busy = 0.0
@@ -41,7 +48,7 @@ class UtilisationHistory:
     def add(self, utilization_ratio: float, at: float) -> None:
         """Take a sample, 0 to 1, read at `at` (monotonic seconds)."""
         elapsed = 0.0 if self._last is None else max(0.0, at - self._last)
-        self._last = at
+        self._last = self._counted_to = at
         if self._too_long(elapsed):
             elapsed = 0.0
             self._was_saturated = False
@@ -56,14 +63,28 @@ class UtilisationHistory:
         """Take the driver's own samples, read at `at` (monotonic seconds)."""
         elapsed = 0.0 if self._last is None else max(0.0, at - self._last)
         self._last = at
-        self._gap(elapsed - sum(seconds for seconds, _ in spans))
-        for seconds, ratio in spans:
+        told = sum(seconds for seconds, _ in spans)
+        self._gap(elapsed - told)
+        for seconds, ratio in self._uncounted(spans, told, at):
             if ratio is None:
                 self._gap(seconds)
                 continue
             self._busy += ratio * seconds
             self._was_saturated = ratio >= self._policy.ratio
             self._saturated = self._saturated + seconds if self._was_saturated else 0.0
+
+    def _uncounted(
+        self, spans: Spans, told: float, at: float
+    ) -> Iterator[tuple[float, float | None]]:
+        """Yield the spans without what was counted before, which is the oldest of them."""
+        twice = max(0.0, self._counted_to + told - at)
+        behind = at - (self._counted_to + told)
+        self._counted_to = at if behind > _LAG_SECONDS else at - max(0.0, behind)
+        for seconds, ratio in spans:
+            left = max(0.0, seconds - twice)
+            twice = max(0.0, twice - seconds)
+            if left > 0:
+                yield left, ratio
 
     def _gap(self, seconds: float) -> None:
         if self._too_long(seconds):

@@ -53,3 +53,22 @@ def test_the_threshold_itself_is_saturated() -> None:
 def test_busy_time_is_the_integral_over_seen_time() -> None:
     seen = history((0, 1.0), (1, 0.5), (2, 1.0), (60, 1.0), (61, 0.25))
     assert seen.busy_seconds == pytest.approx(0.5 + 1.0 + 0.25)
+
+
+def test_time_that_a_second_reader_tells_of_again_counts_once() -> None:
+    seen = history((0, 1.0))
+    for at, told in ((1.0, 1.0), (2.0, 1.0), (2.9, 0.9)):
+        seen.cover(((told, 1.0),), at)
+    assert seen.busy_seconds == pytest.approx(2.9)
+    # It read at 2.1 before, which was held back, and then each second.
+    for at in (3.1, 4.1, 5.1):
+        seen.cover(((1.0, 1.0),), at)
+    assert seen.busy_seconds == pytest.approx(5.1)
+    assert seen.saturated_seconds(5.1) == pytest.approx(5.1)
+
+
+def test_what_the_driver_tells_late_was_not_counted_before() -> None:
+    seen = history((0, 0.5))
+    for at, told in ((0.2, 0.0), (0.4, 0.0), (0.6, 0.0), (0.8, 0.0), (1.0, 0.0), (1.2, 1.0)):
+        seen.cover(((told, 0.5),) if told else (), at)
+    assert seen.busy_seconds == pytest.approx(0.5)

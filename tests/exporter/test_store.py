@@ -298,3 +298,43 @@ def test_what_fails_in_opening_is_counted_once_for_each_time_it_is_told() -> Non
     bench.store.apply(DevicesFrame((info(0),), (failed,)))
     errors = bench.store.snapshot().errors
     assert (errors["enumeration", "lost"], errors["enumeration", "unknown"]) == (1, 1)
+
+
+def test_what_was_read_before_what_is_known_is_not_taken_for_news() -> None:
+    """A worker that takes over tells what it read while the one before it read on."""
+    bench = Bench()
+    bench.sample(energy_joules=100.0)
+    bench.health(pcie_replays=7)
+    bench.processes("GPU-0", ProcessUse(1, "new"))
+    bench.advance(0.9)
+    bench.sample(energy_joules=200.0)
+    bench.advance(-0.8)
+    bench.sample(energy_joules=110.0)
+    bench.advance(-0.2)
+    bench.health(pcie_replays=5)
+    bench.processes("GPU-0", ProcessUse(2, "old"))
+    bench.advance(1.1)
+    view = bench.gpu()
+    assert view.sample.energy_joules == 200
+    assert view.health.pcie_replays == 7
+    assert [one.process for one in view.processes] == ["new"]
+    assert [point.timestamp for point in bench.store.history("GPU-0", 60)] == sorted(
+        point.timestamp for point in bench.store.history("GPU-0", 60)
+    )
+    bench.sample(energy_joules=210.0)
+    assert bench.gpu().sample.energy_joules == 210
+
+
+def test_busy_time_is_never_more_than_the_time_that_passed() -> None:
+    bench = Bench()
+    bench.sample(utilization_ratio=1.0)
+    began = bench.clock.now
+    for _ in range(20):
+        # One reads for a second, and the next one had read just before it did for the last time.
+        bench.advance(1.0)
+        bench.sample(utilization_ratio=1.0)
+        bench.advance(-0.9)
+        bench.sample(utilization_ratio=1.0)
+        bench.advance(1.0)
+        bench.sample(utilization_ratio=1.0)
+    assert bench.gpu().busy_seconds <= bench.clock.now - began
