@@ -10,6 +10,7 @@ from typing import Protocol
 from exporter.clock import Clock
 from exporter.errors import FrameError
 from exporter.frames import (
+    BackendFrame,
     DevicesFrame,
     FaultFrame,
     Frame,
@@ -147,6 +148,8 @@ class HeardWorker:
                     self.wants_since = None
                 elif self.wants_since is None:
                     self.wants_since = self.heard_at
+            case BackendFrame() if not frame.up:
+                self.well.clear()
             case DevicesFrame():
                 self._devices = frozenset(info.uuid for info in frame.devices)
                 self.well &= self._devices

@@ -11,21 +11,26 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterator
 from dataclasses import replace
+from typing import TypeAlias
 
 from exporter.errors import FrameError
 from exporter.frames import (
     BackendFrame,
     DevicesFrame,
+    ErrorsFrame,
     FaultFrame,
     Frame,
+    HealthFrame,
     HeartbeatFrame,
     LogFrame,
+    ProcessesFrame,
     SampleFrame,
     XidFrame,
 )
 from exporter.heard_worker import ENUMERATION, HeardWorker
 
 _log = logging.getLogger(__name__)
+CardFrame: TypeAlias = SampleFrame | ProcessesFrame | ErrorsFrame | HealthFrame | FaultFrame
 
 
 class Successor:
@@ -35,9 +40,11 @@ class Successor:
         """Begin to listen; `predecessor` is what the first worker has told of Xids until now."""
         self.heard = heard
         self._told_before = Counter(predecessor)
-        self._held: dict[Hashable, Frame] = {}
+        self._backend: BackendFrame | None = None
+        self._devices: DevicesFrame | None = None
+        # Of the cards, in the order in which it was told last.
+        self._held: dict[Hashable, CardFrame] = {}
         self._xids: dict[tuple[str, int], XidFrame] = {}
-        self._up = self._found = False
         self._said = ""
 
     def read(
@@ -55,28 +62,26 @@ class Successor:
                 case XidFrame():
                     self._xids[frame.uuid, frame.xid] = frame
                 case BackendFrame():
-                    self._up = frame.up
-                    if frame.up:
-                        self._held[BackendFrame] = frame
-                    else:
-                        self._say(
-                            f"worker {self.heard.pid} does not open the driver: {frame.message}"
-                        )
+                    self._backend = frame
+                    if not frame.up:
+                        self._lost_driver(frame)
                         count_error(ENUMERATION, str(frame.reason))
                 case DevicesFrame():
-                    self._found = not frame.opening
                     for word in frame.errors:
                         count_error(ENUMERATION, word)
-                    self._held[DevicesFrame] = replace(frame, errors=())
+                    self._found(replace(frame, errors=()))
                 case SampleFrame():
                     # How it went since the last sample the first worker has told.
-                    self._held[_about(frame)] = replace(frame, utilization=None)
+                    self._hold(replace(frame, utilization=None))
                 case _:
-                    self._held[_about(frame)] = frame
+                    self._hold(frame)
 
     def is_ready(self, needed: Collection[str]) -> bool:
         """Tell whether it has found all cards, and reads all of `needed` (uuids)."""
-        return self._up and self._found and self.heard.well.issuperset(needed)
+        if self._backend is None or not self._backend.up:
+            return False
+        found = self._devices is not None and not self._devices.opening
+        return found and self.heard.well.issuperset(needed)
 
     def take_over(self, predecessor: Counter[tuple[str, int]]) -> Iterator[Frame]:
         """Yield what it has found, as of now, in the order in which a worker tells it.
@@ -84,21 +89,36 @@ class Successor:
         `predecessor` is all that the first one has told of Xids: both hear of the same, so only what
         it did not tell any more is news.
         """
+        yield from filter(None, (self._backend, self._devices))
         yield from self._held.values()
         told = predecessor - self._told_before
         for key, count in (self.heard.xids - told).items():
             yield from [self._xids[key]] * count
 
-    def _say(self, sentence: str) -> None:
+    def _lost_driver(self, frame: BackendFrame) -> None:
+        self._devices = None
+        self._held.clear()
         # It tries again and again.
-        if sentence != self._said:
-            self._said = sentence
-            _log.warning("%s", sentence)
+        if frame.message != self._said:
+            self._said = frame.message
+            _log.warning("worker %d does not open the driver: %s", self.heard.pid, frame.message)
+
+    def _found(self, frame: DevicesFrame) -> None:
+        self._devices = frame
+        # What is told of no card is told of the driver.
+        there = {"", *(info.uuid for info in frame.devices)}
+        self._held = {key: one for key, one in self._held.items() if one.uuid in there}
+
+    def _hold(self, frame: CardFrame) -> None:
+        key = _about(frame)
+        # One that fails after it went well is down, and not the other way round.
+        self._held.pop(key, None)
+        self._held[key] = frame
 
 
-def _about(frame: Frame) -> Hashable:
+def _about(frame: CardFrame) -> Hashable:
     """What a frame replaces: the one before it about the same."""
     if isinstance(frame, FaultFrame):
         kind = SampleFrame if frame.collector == "sample" else (FaultFrame, frame.collector)
         return kind, frame.uuid
-    return type(frame), getattr(frame, "uuid", "")
+    return type(frame), frame.uuid

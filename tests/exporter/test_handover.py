@@ -155,6 +155,46 @@ def test_when_the_first_ends_the_second_takes_over_as_it_is(stage) -> None:
     assert len(stage.workers) == 2
 
 
+def test_when_the_first_ends_and_the_second_has_not_opened_the_driver_all_are_down(stage) -> None:
+    gone = BackendFrame("nvml", up=False, reason=BackendReason.DRIVER_NOT_LOADED)
+    tell(stage.second, UP, found(0, 1), read("GPU-1"), gone)
+    stage.run(0.5)
+    stage.sink.frames.clear()
+    stage.first.code = 1
+    stage.run(0.5)
+    # What it had read of cards before it lost the driver is not how they are.
+    assert stage.sink.frames == [gone]
+
+
+def test_a_second_that_lost_the_driver_reads_nothing_until_it_has_read_it_again(stage) -> None:
+    gone = BackendFrame("nvml", up=False, reason=BackendReason.DRIVER_NOT_LOADED)
+    tell(stage.second, UP, found(1), read("GPU-0"), gone, UP)
+    stage.run(0.5)
+    tell(stage.second, found(0, 1))
+    stage.run(0.5)
+    assert not stage.first.asked
+    tell(stage.second, read("GPU-0"))
+    stage.run(0.5)
+    assert stage.first.asked
+
+
+def test_a_card_that_the_second_found_and_does_not_any_more_is_not_told_of_as_read(stage) -> None:
+    tell(stage.second, UP, found(0, 1), read("GPU-1"), UP, found(0), read("GPU-0"))
+    stage.sink.frames.clear()
+    stage.run(0.5)
+    assert stage.sink.frames[-3:-1] == [UP, found(0)]
+    assert stage.sink.frames[-1].uuid == "GPU-0"
+
+
+def test_a_card_that_answered_after_a_fault_is_not_told_of_as_down(stage) -> None:
+    lost = FaultFrame("GPU-0", 0, "health", "lost", FaultReason.LOST)
+    tell(stage.second, UP, found(0), read("GPU-0"), lost, read("GPU-0"))
+    stage.run(0.5)
+    assert stage.first.asked
+    about = [one for one in stage.sink.frames if getattr(one, "uuid", "") == "GPU-0"]
+    assert isinstance(about[-1], SampleFrame)
+
+
 def test_while_a_card_stays_lost_the_pauses_double_and_after_calm_begin_anew(stage) -> None:
     started: list[float] = []
 
