@@ -12,9 +12,10 @@ import json
 import os
 import sys
 import time
-from pathlib import Path
 
-HERE = Path(__file__).parent
+# ruff: noqa: PTH120, PTH123 - pathlib would make each of hundreds of starts a third dearer.
+HERE = os.path.dirname(__file__)
+STATE = f"{HERE}/smi.json"
 SAYS = {
     2: "Invalid combination of input arguments. Please run 'nvidia-smi -h' for help.",
     3: "Changing power management limit is not supported for GPU: 00000000:01:00.0.",
@@ -28,14 +29,14 @@ SAYS = {
 
 
 def main(argv: list[str]) -> int:
-    with (HERE / "argv.log").open("a") as log:
+    with open(f"{HERE}/argv.log", "a") as log:
         log.write(json.dumps(argv) + "\n")
-    smi = json.loads((HERE / "smi.json").read_text())
+    smi = read_state()
     resets = "--gpu-reset" in argv
     writes = resets or "-pl" in argv
     mode = smi["mode" if writes else "read_mode"]
     if mode == "hang":
-        (HERE / "hangs").touch()
+        open(f"{HERE}/hangs", "w").close()
         stay()
     uuid = argv[argv.index("-i") + 1]
     card = smi["cards"].get(uuid)
@@ -68,7 +69,7 @@ def reset(smi: dict, uuid: str, mode: object) -> None:
         print("All done.")
         return
     smi.setdefault("resets", []).append(uuid)
-    (HERE / "smi.json").write_text(json.dumps(smi))
+    write_state(smi)
     print("GPU 00000000:01:00.0 was successfully reset.\nAll done.")
 
 
@@ -86,7 +87,17 @@ def write(smi: dict, card: dict, watts: float) -> None:
     print(f"Power limit for GPU 00000000:01:00.0 was set to {watts:.2f} W from {card['limit']} W.")
     print("All done.")
     card["limit"] = watts
-    (HERE / "smi.json").write_text(json.dumps(smi))
+    write_state(smi)
+
+
+def read_state() -> dict:
+    with open(STATE) as file:
+        return json.load(file)
+
+
+def write_state(state: dict) -> None:
+    with open(STATE, "w") as file:
+        json.dump(state, file)
 
 
 def stay() -> None:

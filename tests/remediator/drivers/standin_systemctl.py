@@ -12,16 +12,17 @@ import json
 import os
 import sys
 import time
-from pathlib import Path
 
-HERE = Path(__file__).parent
+# ruff: noqa: PTH120, PTH123 - pathlib would make each of hundreds of starts a third dearer.
+HERE = os.path.dirname(__file__)
+STATE = f"{HERE}/unit.json"
 CLOCK = 1_000_000
 
 
 def main(argv: list[str]) -> int:
-    with (HERE / "argv.log").open("a") as log:
+    with open(f"{HERE}/argv.log", "a") as log:
         log.write(json.dumps(argv) + "\n")
-    unit = json.loads((HERE / "unit.json").read_text())
+    unit = read_state()
     mode = unit["mode"]
     if mode == "hang":
         stay()
@@ -32,7 +33,7 @@ def main(argv: list[str]) -> int:
         return 4
     if mode != "lie":
         {"start": start, "stop": stop}[argv[-2]](unit, mode)
-        (HERE / "unit.json").write_text(json.dumps(unit))
+        write_state(unit)
     return 0
 
 
@@ -45,7 +46,7 @@ def show(unit: dict, argv: list[str]) -> int:
     if unit["mode"] in ("slow", "queued") and unit["Job"]:
         unit["Job"] = ""
         unit.update(unit.pop("then"))
-        (HERE / "unit.json").write_text(json.dumps(unit))
+        write_state(unit)
     return 0
 
 
@@ -116,6 +117,16 @@ NEW = {
     "ExecMainExitTimestampMonotonic": 0,
     "ActiveExitTimestampMonotonic": 0,
 }
+
+
+def read_state() -> dict:
+    with open(STATE) as file:
+        return json.load(file)
+
+
+def write_state(state: dict) -> None:
+    with open(STATE, "w") as file:
+        json.dump(state, file)
 
 
 def stay() -> None:
