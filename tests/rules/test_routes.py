@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import socket
-import subprocess
 import urllib.error
 import urllib.request
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from deploy.local.relocation import relocated
+from tests.alertmanager import alertmanager as running
 from tests.rules import shipped
 from tests.waiting import poll
 
@@ -117,38 +115,17 @@ def test_nothing_that_the_remediator_needs_can_be_inhibited():
 
 
 @pytest.fixture(scope="module")
-def alertmanager(binaries, tmp_path_factory):
+def alertmanager(tmp_path_factory):
     """Address of a running Alertmanager with the shipped configuration."""
-    folder = tmp_path_factory.mktemp("alertmanager")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    # Debian's package, when it is only unpacked, has to be told where its templates are.
-    program = relocated(binaries.alertmanager)
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            [
-                *(program.binary, f"--config.file={shipped.ALERTMANAGER}"),
-                *(f"--storage.path={folder}", f"--web.listen-address={address}"),
-                "--cluster.listen-address=",
-            ],
-            cwd=program.directory,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        poll(lambda: get(f"http://{address}/-/ready") is not None, (folder / "log").read_text)
-        yield f"http://{address}"
-    finally:
-        process.terminate()
-        process.wait(timeout=20)
+    with running(shipped.ALERTMANAGER, tmp_path_factory.mktemp("alertmanager")) as url:
+        yield url
 
 
 def get(url):
     try:
         with urllib.request.urlopen(url, timeout=5) as answer:
             return answer.read()
-    except (urllib.error.URLError, ConnectionError):
+    except OSError:
         return None
 
 

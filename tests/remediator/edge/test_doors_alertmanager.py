@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
-import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -13,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from deploy.local.binaries import find
-from deploy.local.relocation import relocated
 from serving.crowd import Capacity
+from tests.alertmanager import alertmanager as started
 from tests.remediator.edge.support import InProcess, in_process, token_files
 from tests.serving.door import CA, HASH, SERVER, TLS, Door
 from tests.waiting import poll
@@ -78,35 +75,8 @@ def alertmanager(door, tmp_path) -> Iterator[str]:
         ],
     }
     (tmp_path / "alertmanager.yml").write_text(json.dumps(config))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    program = relocated(find().alertmanager)
-    with (tmp_path / "alertmanager.log").open("w") as log:
-        process = subprocess.Popen(
-            [
-                *(program.binary, f"--config.file={tmp_path}/alertmanager.yml"),
-                *(f"--storage.path={tmp_path}/data", f"--web.listen-address={address}"),
-                "--cluster.listen-address=",
-            ],
-            cwd=program.directory,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        poll(lambda: is_ready(address), "Alertmanager is ready")
-        yield f"http://{address}"
-    finally:
-        process.terminate()
-        process.wait(20)
-
-
-def is_ready(address: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://{address}/-/ready", timeout=5) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, ConnectionError):
-        return False
+    with started(tmp_path / "alertmanager.yml", tmp_path) as url:
+        yield url
 
 
 def test_alertmanager_comes_in_by_each_way_and_by_none_without_one(
