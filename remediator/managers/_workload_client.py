@@ -5,15 +5,22 @@ Each is one line of `deploy/kubernetes/role.yaml`; a test holds the two together
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import urlencode
 
 from remediator.errors import ManagerError
 from remediator.managers._kubernetes_api import Api, RefusedError, Written
 from remediator.managers._workload import Kind, Pod, Seen
-from remediator.managers._workload_json import MARK, NOT_SO, owned, parse_pods, parse_workload
+from remediator.managers._workload_json import (
+    MARK,
+    NOT_SO,
+    owned,
+    parse_pods,
+    parse_workload,
+    scaled_from_0,
+)
 
 Restart = Literal["rollout", "pod", "stop_start"]
 
@@ -92,8 +99,8 @@ class WorkloadClient:
         pods = parse_pods(self._api.get(f"{self._pods}?{query}"), container)
         return Seen(workload, tuple(pod for pod in pods if pod.owner in owners))
 
-    def autoscaler(self) -> str:
-        """The name of a HorizontalPodAutoscaler that scales it; empty where none does.
+    def scaled_from_0(self) -> str:
+        """Which autoscaler would scale it up again from 0; empty where none would.
 
         Raises:
             ManagerError: they cannot be listed.
@@ -105,10 +112,7 @@ class WorkloadClient:
             if error.gone:
                 return ""
             raise
-        try:
-            return next((_name(one) for one in found["items"] if self._is_scaled_by(one)), "")
-        except NOT_SO:
-            raise ManagerError("the API server answered what is no list of autoscalers") from None
+        return scaled_from_0(found, self._kind, self._name)
 
     def scale(self, seen: Seen, replicas: int) -> Written:
         """Ask for so many pods, if it is as it was seen."""
@@ -169,13 +173,3 @@ class WorkloadClient:
             return containers[0]
         names = ", ".join(containers)
         raise ManagerError(f"{self.told} has the containers {names}: set manager.container to one")
-
-    def _is_scaled_by(self, raw: Mapping[str, Any]) -> bool:
-        target = raw["spec"]["scaleTargetRef"]
-        group = str(target.get("apiVersion") or "").partition("/")[0]
-        found = (group, str(target["kind"]).lower(), target["name"])
-        return found == ("apps", self._kind, self._name)
-
-
-def _name(raw: Mapping[str, Any]) -> str:
-    return str(raw["metadata"]["name"])

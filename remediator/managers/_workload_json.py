@@ -56,6 +56,37 @@ def owned(raw: Mapping[str, Any], uid: str) -> tuple[str, ...]:
         raise ManagerError("the API server answered what is no list") from None
 
 
+def scaled_from_0(raw: Mapping[str, Any], kind: Kind, name: str) -> str:
+    """Which autoscaler of a list would scale this workload up from 0; empty where none would.
+
+    A HorizontalPodAutoscaler leaves alone what was scaled to 0 (`ScalingDisabled`) and goes on when
+    it is scaled up, unless its minReplicas is 0: "Implicit maintenance-mode deactivation" of
+    Kubernetes' page on it, pkg/controller/podautoscaler/horizontal.go since 1.23. KEDA, which makes
+    one for each ScaledObject, scales from 0 itself: pkg/scaling/executor of KEDA 2.
+
+    Raises:
+        ManagerError: it is no list of autoscalers.
+    """
+    try:
+        found = (_why_from_0(one) for one in raw["items"] if _scales(one, kind, name))
+        return next((why for why in found if why), "")
+    except NOT_SO:
+        raise ManagerError("the API server answered what is no list of autoscalers") from None
+
+
+def _scales(raw: Mapping[str, Any], kind: Kind, name: str) -> bool:
+    target = raw["spec"]["scaleTargetRef"]
+    group = str(target.get("apiVersion") or "").partition("/")[0]
+    return bool((group, str(target["kind"]).lower(), target["name"]) == ("apps", kind, name))
+
+
+def _why_from_0(raw: Mapping[str, Any]) -> str:
+    said = f"the HorizontalPodAutoscaler {raw['metadata']['name']}"
+    if any(one["kind"] == "ScaledObject" for one in raw["metadata"].get("ownerReferences") or ()):
+        return f"{said} is KEDA's"
+    return f"{said} has minReplicas 0" if raw["spec"].get("minReplicas") == 0 else ""
+
+
 def _controller(raw: Mapping[str, Any]) -> str:
     owners = raw["metadata"].get("ownerReferences") or ()
     return next((str(one["uid"]) for one in owners if one.get("controller")), "")

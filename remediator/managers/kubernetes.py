@@ -167,13 +167,11 @@ class Kubernetes:
 
     def _why_not_scaled(self, seen: Seen) -> str:
         """Why it is not scaled to 0; empty where it may be."""
-        if seen.workload.paused:
-            return "it is paused by somebody (spec.paused): resume it, or stop it by hand"
-        autoscaler = self._client.autoscaler()
+        autoscaler = self._client.scaled_from_0()
         if autoscaler:
             return (
-                f"the HorizontalPodAutoscaler {autoscaler} sets its replicas: it is not scaled to 0 "
-                "beside it; remove the one or the other from what is to be automatic"
+                f"{autoscaler}, and would scale it up again from 0: it is not stopped beside that; "
+                "take the one or the other out of what is to be automatic"
             )
         return self._why_elsewhere(seen)
 

@@ -190,20 +190,53 @@ def test_who_scales_it_back_is_named(cluster: Scene) -> None:
     assert cluster.server.writes == [SCALE]
 
 
-def autoscaler(kind: str, name: str) -> dict[str, Any]:
+def autoscaler(kind: str, name: str, least: int | None = 1, owner: str = "") -> dict[str, Any]:
     target = {"apiVersion": "apps/v1", "kind": kind, "name": name}
+    owners = {"apiVersion": "keda.sh/v1alpha1", "kind": owner, "name": name, "uid": "u"}
+    limits = {"maxReplicas": 3} | ({} if least is None else {"minReplicas": least})
     return {
-        "metadata": {"name": "load"},
-        "spec": {"scaleTargetRef": target, "minReplicas": 1, "maxReplicas": 3},
+        "metadata": {"name": "load"} | ({"ownerReferences": [owners]} if owner else {}),
+        "spec": {"scaleTargetRef": target, **limits},
     }
 
 
-def test_what_an_autoscaler_scales_is_not_stopped(cluster: Scene) -> None:
+@pytest.mark.parametrize("least", [1, 2, None])
+def test_beside_a_plain_autoscaler_it_is_stopped_and_started_again(
+    cluster: Scene, least: int | None
+) -> None:
+    """Kubernetes switches an autoscaler off while its target is at 0 (`ScalingDisabled`)."""
+    cluster.server.edit("deployments", "vllm", {"spec": {"replicas": 2}})
+    cluster.server.settle()
+    cluster.server.autoscalers = [autoscaler("Deployment", "vllm", least)]
     manager = cluster.manager(restart="stop_start")
-    cluster.server.autoscalers = [autoscaler("StatefulSet", "vllm"), autoscaler("Deployment", "x")]
     assert list(manager.concerns()) == []
-    cluster.server.autoscalers.append(autoscaler("Deployment", "vllm"))
-    words = "the HorizontalPodAutoscaler load sets its replicas"
+    manager.stop(manager.status().identity, 30)
+    assert manager.status().state == "stopped"
+    manager.start(30)
+    assert cluster.replicas == 2, "at 0 it would stay off"
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (autoscaler("Deployment", "vllm", 0), "the HorizontalPodAutoscaler load has minReplicas 0"),
+        (
+            autoscaler("Deployment", "vllm", 1, "ScaledObject"),
+            "the HorizontalPodAutoscaler load is KEDA's",
+        ),
+    ],
+)
+def test_what_scales_from_0_by_itself_is_not_stopped(
+    cluster: Scene, found: dict[str, Any], words: str
+) -> None:
+    manager = cluster.manager(restart="stop_start")
+    cluster.server.autoscalers = [
+        autoscaler("StatefulSet", "vllm", 0),
+        autoscaler("Deployment", "x", 0),
+        autoscaler("Deployment", "vllm", 1, "Owner"),
+    ]
+    assert list(manager.concerns()) == []
+    cluster.server.autoscalers.append(found)
     with pytest.raises(ManagerError, match=words):
         manager.stop(manager.status().identity, 30)
     (said,) = manager.concerns()
@@ -212,15 +245,16 @@ def test_what_an_autoscaler_scales_is_not_stopped(cluster: Scene) -> None:
     assert cluster.server.writes == [DEPLOYMENT], "a rollout does not touch the replicas"
 
 
-def test_what_is_paused_is_neither_stopped_nor_rolled_out(cluster: Scene) -> None:
+def test_what_is_paused_is_stopped_and_not_rolled_out(cluster: Scene) -> None:
+    """A pause is one of rollouts: its controller goes on scaling."""
     cluster.server.edit("deployments", "vllm", {"spec": {"paused": True}})
     manager = cluster.manager()
     assert manager.status().detail.startswith("1 of 1 ready, paused by somebody; pod")
-    for change in (lambda: manager.stop(None, 30), lambda: restart(manager)):
-        with pytest.raises(ManagerError, match=r"is paused by somebody \(spec.paused\)"):
-            change()
-    assert len(list(manager.concerns())) == 2
-    assert cluster.server.writes == []
+    with pytest.raises(ManagerError, match=r"is paused by somebody \(spec.paused\)"):
+        restart(manager)
+    assert len(list(manager.concerns())) == 1
+    manager.stop(None, 30)
+    assert cluster.server.writes == [SCALE]
 
 
 @pytest.mark.parametrize(
@@ -379,8 +413,8 @@ def test_with_less_load_prepared_a_restart_is_a_stop_and_a_start(cluster: Scene)
     assert both.describe("restart").startswith(f"{scale} 0, then {scale} as before (with less")
     assert not isinstance(both, Replaces)
     assert list(both.concerns()) == []
-    cluster.server.edit("deployments", "small", {"spec": {"paused": True}})
-    assert any("llm/small: it is paused" in said for said in both.concerns())
+    cluster.server.autoscalers = [autoscaler("Deployment", "small", 0)]
+    assert any("llm/small: the HorizontalPodAut" in said for said in both.concerns())
 
 
 class Usual:
