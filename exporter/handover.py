@@ -61,7 +61,7 @@ class Handover:
 
         Args:
             current: the worker that reads the cards; None when it is gone.
-            may_start: false while a worker is stuck or on its way out, or the driver is let go.
+            may_start: false while a worker is stuck or on its way out.
         """
         now = self._clock.monotonic()
         if self._successor is None:
@@ -71,20 +71,27 @@ class Handover:
         successor.read(self._teller.apply, self._teller.count_error)
         if current is None or successor.is_ready(current.well):
             return self._end(successor, now)
-        if self._is_hopeless(successor.heard, now) or not may_start:
-            _log.warning(
-                "worker %d did not take over: it does not read all that worker %d reads",
-                successor.heard.pid,
-                current.pid,
-            )
-            self.given_up = self._end(successor, now).heard
+        why = self._why_hopeless(successor.heard, now)
+        if why:
+            _log.warning("worker %d did not take over: %s", successor.heard.pid, why)
+            self.give_up()
         return None
 
-    def _is_hopeless(self, one: HeardWorker, now: float) -> bool:
-        if one.worker.exit_code() is not None or now - one.started_at >= self._limits.handover:
-            return True
-        # It has found what it will find, and would open the driver again itself.
-        return one.wants_since is not None and now - one.wants_since >= self._limits.settle
+    def give_up(self) -> None:
+        """Let the successor go, if there is one."""
+        if self._successor is not None:
+            self.given_up = self._end(self._successor, self._clock.monotonic()).heard
+
+    def _why_hopeless(self, one: HeardWorker, now: float) -> str:
+        code = one.worker.exit_code()
+        if code is not None:
+            self._teller.count_error("worker", "exited")
+            return f"it ended with code {code}"
+        # What wants a successor itself has found what it will find.
+        settled = one.wants_since is not None and now - one.wants_since >= self._limits.settle
+        if settled or now - one.started_at >= self._limits.handover:
+            return "it does not read all that is read now"
+        return ""
 
     def _begin(self, current: HeardWorker | None, now: float, may_start: bool) -> None:
         if current is None or current.wants_since is None:

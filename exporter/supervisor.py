@@ -213,8 +213,12 @@ class Supervisor:
         self._start_at = now + self._pause
 
     def _hand_over(self) -> None:
-        free = not self._abandoned and not self._leaving and self._release.may_start()
-        new = self._handover.step(self._worker, may_start=free)
+        held_on = self._release.may_start()
+        if not held_on:
+            # Also where the first one has let go already: the second would hold the driver on.
+            self._handover.give_up()
+        may_start = held_on and not self._abandoned and not self._leaving
+        new = self._handover.step(self._worker, may_start=may_start)
         if self._handover.given_up is not None:
             self._leave(self._handover.given_up)
             self._handover.given_up = None
@@ -227,7 +231,7 @@ class Supervisor:
             self._take(before.rest())
             self._leave(before)
         self._take(new.take_over(Counter() if before is None else before.xids))
-        _log.info("worker %d has taken over", new.heard.pid)
+        _log.info("worker %d, which has opened the driver again, has taken over", new.heard.pid)
 
     def _leave(self, one: HeardWorker) -> None:
         if one.asked_at is None:
@@ -285,8 +289,8 @@ class Supervisor:
     def _pass_on_xids(self) -> None:
         # Those that the driver tells of itself the worker knows before we do.
         for uuid in self._sink.take_logged():
-            if self._worker is not None:
-                self._worker.worker.heard_xid(uuid)
+            for one in filter(None, (self._worker, self._handover.worker)):
+                one.worker.heard_xid(uuid)
 
     def _report(self) -> None:
         # What one that is on its way out told last may have come back since.

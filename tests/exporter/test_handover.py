@@ -239,3 +239,41 @@ def test_a_release_ends_the_second_at_once_and_waits_for_it(stage) -> None:
     stage.run(1)
     assert stage.sink.released == [True]
     assert len(stage.workers) == 2
+
+
+def test_a_release_that_is_asked_for_in_the_middle_of_a_round_is_not_undone_by_the_second(
+    stage, monkeypatch
+) -> None:
+    follow = stage.release.next_move
+
+    def asked_first(**situation):
+        monkeypatch.setattr(stage.release, "next_move", follow)
+        stage.ask_for_release()
+        return follow(**situation)
+
+    monkeypatch.setattr(stage.release, "next_move", asked_first)
+    stage.supervisor.step()
+    # The first one has let go; the second could take over at once.
+    assert stage.first.orders == ["let go"]
+    tell(stage.second, UP, found(0, 1), read("GPU-0"), read("GPU-1"))
+    stage.run(1)
+    assert stage.second.asked
+    assert stage.sink.released == [True]
+
+
+def test_a_second_that_dies_again_and_again_is_told_of_and_costs_no_more_than_one_a_minute(
+    stage, caplog
+) -> None:
+    for _ in range(4 * 400):
+        stage.run(0.25, WANTS, to=stage.first)
+        stage.workers[-1].code = 1 if stage.workers[-1] is not stage.first else None
+    assert "it ended with code 1" in caplog.text
+    assert stage.sink.errors.count(("worker", "exited")) == len(stage.workers) - 1
+    assert 5 < len(stage.workers) < 14
+    assert not stage.first.asked
+
+
+def test_both_look_at_a_card_of_which_the_kernel_log_tells(stage) -> None:
+    stage.sink.logged = {"GPU-0"}
+    stage.run(0.5)
+    assert stage.first.orders == stage.second.orders == ["xid GPU-0"]
