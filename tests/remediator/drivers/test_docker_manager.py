@@ -23,7 +23,7 @@ STOPPED = f"POST /containers/{1:064x}/stop?t=45"
 
 def make(url: str, **options: Any) -> managers.ProcessManager:
     context = managers.Context(SystemClock(), dict, lambda identity: None)
-    raw = {"type": "docker", "container": NAME, "url": url, "timeout": "5s"}
+    raw = {"type": "docker", "container": NAME, "url": url, "timeout": "30s"}
     return managers.create(raw | options, "vllm", context)
 
 

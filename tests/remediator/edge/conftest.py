@@ -72,7 +72,7 @@ def config(tmp_path: Path, exporter: ExporterStandIn) -> Path:
         mode="auto",
         allow=["service_restart"],
         services=[SERVICE],
-        exporter={"url": exporter.url, "timeout": "2s"},
+        exporter={"url": exporter.url, "timeout": "20s"},
         gpus={"control": "simulated", "simulator_url": exporter.url, "inventory": [GPU]},
     )
 

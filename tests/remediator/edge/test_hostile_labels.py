@@ -49,7 +49,7 @@ def arm(folder: Path, exporter: ExporterStandIn) -> Any:
         allow=["service_restart", "service_stop", "gpu_reset"],
         services=[SERVICE],
         gpus={"control": "none", "inventory": "auto"},
-        exporter={"url": exporter.url, "timeout": "2s"},
+        exporter={"url": exporter.url, "timeout": "20s"},
     )
 
 
@@ -219,7 +219,7 @@ def acted_beside(folder: Path, exporter: ExporterStandIn, labels: dict[str, str]
             folder,
             mode="auto",
             gpus={"control": "nvidia-smi", "nvidia_smi": str(program), "inventory": [GPU]},
-            exporter={"url": exporter.url, "timeout": "2s"},
+            exporter={"url": exporter.url, "timeout": "20s"},
         ) as made:
             made.clock.seconds = time.time()
             made.deliver(alert(uuid=GPU, starts=START_NOW, **labels))

@@ -61,7 +61,7 @@ def peers() -> Iterator[tuple[Peer, Peer]]:
 def test_no_redirect_is_followed(peers: tuple[Peer, Peer], method: str, status: int) -> None:
     asked, canary = peers
     asked.status, asked.headers = status, {"Location": f"{canary.url}/latest/meta-data"}
-    answer = http.call(method, asked.url, timeout=5, token="t" * 20)
+    answer = http.call(method, asked.url, timeout=30, token="t" * 20)
     assert answer.status == status
     assert len(asked.asked) == 1
     assert canary.asked == []
@@ -79,7 +79,7 @@ def test_nothing_in_the_environment_sends_it_elsewhere_or_adds_a_password(
     netrc.write_text("machine 127.0.0.1 login me password secret\n")
     netrc.chmod(0o600)
     monkeypatch.setenv("NETRC", str(netrc))
-    assert http.call("GET", asked.url, timeout=5).status == 200
+    assert http.call("GET", asked.url, timeout=30).status == 200
     assert canary.asked == []
     assert asked.asked == [("/", None)]
 
@@ -88,4 +88,4 @@ def test_an_answer_without_end_is_not_read_to_its_end(peers: tuple[Peer, Peer]) 
     asked, _ = peers
     asked.body = b"x" * (http.MAX_BYTES + 1)
     with pytest.raises(ServiceError, match="larger than"):
-        http.call("GET", asked.url, timeout=5)
+        http.call("GET", asked.url, timeout=30)

@@ -22,7 +22,7 @@ class Work:
     def __call__(self, items: Sequence[int]) -> list[int]:
         self.turns.append(list(items))
         self.begun.set()
-        assert self.go_on.wait(10)
+        assert self.go_on.wait(60)
         if 13 in items:
             raise StorageError("full")
         if 0 in items:
@@ -43,7 +43,7 @@ def all_at_once(items: Sequence[int], most: int = 100) -> tuple[Work, dict[int, 
 
     threads = [threading.Thread(target=ask, args=(item,)) for item in items]
     threads[0].start()
-    assert work.begun.wait(10)
+    assert work.begun.wait(60)
     for thread in threads[1:]:
         thread.start()
     while len(together._line) < len(items) - 1:

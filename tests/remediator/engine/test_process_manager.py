@@ -66,7 +66,7 @@ def command() -> list[str]:
 
 def manager(memory: Memory, command: list[str], **options: Any) -> managers.ProcessManager:
     context = managers.Context(SystemClock(), memory.load, memory.save)
-    raw = {"type": "process", "command": command, "stop_timeout": "5s", **options}
+    raw = {"type": "process", "command": command, "stop_timeout": "30s", **options}
     return managers.create(raw, "ollama", context)
 
 
@@ -75,15 +75,15 @@ def test_starts_once_knows_it_again_and_stops_it(
 ) -> None:
     one = manager(memory, command)
     assert one.status().state == "exited"
-    identity = one.start(5)
+    identity = one.start(30)
     started.append(identity.pid)
-    assert one.start(5) == identity, "a second start finds the first"
+    assert one.start(30) == identity, "a second start finds the first"
     assert one.status().identity == identity
     # a new remediator over the same memory
     assert manager(memory, command).status().identity == identity
-    one.stop(identity, 5)
+    one.stop(identity, 30)
     assert one.status().state == "exited"
-    one.stop(identity, 5)
+    one.stop(identity, 30)
 
 
 def test_adopts_a_process_that_somebody_else_started(
@@ -91,7 +91,7 @@ def test_adopts_a_process_that_somebody_else_started(
 ) -> None:
     foreign = subprocess.Popen(command)
     started.append(foreign.pid)
-    identity = manager(memory, command).start(5)
+    identity = manager(memory, command).start(30)
     assert identity.pid == foreign.pid
     assert memory.identity["pid"] == foreign.pid
     foreign.kill()
@@ -103,9 +103,9 @@ def test_a_start_that_could_not_be_remembered_is_found_again(
 ) -> None:
     memory.fails = ManagerError("the store could not commit")
     with pytest.raises(ManagerError):
-        manager(memory, command).start(5)
+        manager(memory, command).start(30)
     memory.fails = None
-    identity = manager(memory, command).start(5)
+    identity = manager(memory, command).start(30)
     started.append(identity.pid)
     assert sum(p.info["cmdline"] == command for p in psutil.process_iter(["cmdline"])) == 1
 
@@ -158,9 +158,9 @@ def test_a_script_is_known_behind_its_interpreter(
     identity = one.status().identity
     assert identity is not None
     assert identity.pid == foreign.pid
-    assert one.start(5).pid == foreign.pid
+    assert one.start(30).pid == foreign.pid
     assert processes_of(script) == [foreign.pid], "no second one is put beside it"
-    one.stop(identity, 5)
+    one.stop(identity, 30)
     assert foreign.wait(30) < 0
     assert one.status().state == "exited"
 
@@ -221,15 +221,15 @@ def test_what_could_not_be_remembered_is_not_started_a_second_time(
     one = manager(memory, [PYTHON, "-c", code, str(ready)])
     memory.fails = StorageError("the store could not commit")
     with pytest.raises(StorageError):
-        one.start(5)
+        one.start(30)
     pid = int(str(eventually(lambda: ready.exists() and ready.read_text())))
     started.append(pid)
     eventually(lambda: psutil.Process(pid).cmdline()[:1] == ["renamed"])
     for _ in range(3):
         with pytest.raises(StorageError):
-            one.start(5)
+            one.start(30)
     memory.fails = None
-    assert one.start(5).pid == pid
+    assert one.start(30).pid == pid
     assert memory.identity["pid"] == pid
     assert ready.read_text().split() == [str(pid)], "it was started once"
 
@@ -253,7 +253,7 @@ def test_a_stop_meant_for_the_old_process_spares_the_new_one(
     memory: Memory, command: list[str], started: list[int]
 ) -> None:
     one = manager(memory, command)
-    new = one.start(5)
+    new = one.start(30)
     started.append(new.pid)
     one.stop(ProcessIdentity(new.pid + 1, new.started_at - 100), 1)
     assert one.status().identity == new
@@ -264,7 +264,7 @@ def test_a_process_that_ignores_sigterm_is_left_alone_and_reported(
 ) -> None:
     ready = tmp_path / "ready"
     one = manager(memory, [PYTHON, "-c", DEAF, str(ready)])
-    identity = one.start(5)
+    identity = one.start(30)
     started.append(identity.pid)
     eventually(ready.exists)
     with pytest.raises(ManagerError, match=r"did not end on SIGTERM; it is left alone"):
@@ -276,7 +276,7 @@ def test_a_process_of_another_user_is_a_refusal_not_a_crash(
     memory: Memory, command: list[str], started: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = manager(memory, command)
-    started.append(one.start(5).pid)
+    started.append(one.start(30).pid)
 
     def denied(self: psutil.Process, number: int) -> None:
         raise psutil.AccessDenied(self.pid)
@@ -293,7 +293,7 @@ def test_it_is_detached_and_writes_to_its_log(
     log = tmp_path / "service.log"
     code = "import os, time; print(os.getsid(0), flush=True); time.sleep(600)"
     one = manager(memory, [PYTHON, "-c", code, uuid.uuid4().hex], log_file=str(log))
-    identity = one.start(5)
+    identity = one.start(30)
     started.append(identity.pid)
     eventually(lambda: log.exists() and log.read_text().strip())
     assert int(log.read_text()) == identity.pid, (
@@ -324,7 +324,7 @@ def test_a_process_that_ended_is_exited_and_no_zombie(
     memory: Memory, started: list[int], eventually: Callable[..., object]
 ) -> None:
     one = manager(memory, [PYTHON, "-c", "pass", uuid.uuid4().hex])
-    identity = one.start(5)
+    identity = one.start(30)
     eventually(lambda: one.status().state == "exited")
     eventually(lambda: one.status() and not psutil.pid_exists(identity.pid))
 
@@ -345,7 +345,7 @@ def test_the_environment_of_a_service_comes_from_the_configuration_only(
         log_file=str(log),
         environment={"OLLAMA_HOST": "127.0.0.1"},
     )
-    started.append(one.start(5).pid)
+    started.append(one.start(30).pid)
     names = str(eventually(lambda: log.exists() and log.read_text().strip())).split("|")
     assert "OLLAMA_HOST" in names
     assert "A_SECRET_OF_OURS" not in names
