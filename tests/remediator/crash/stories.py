@@ -13,13 +13,12 @@ from typing import Any, ClassVar
 
 from remediator.config.secrets import read_or_create_key
 from remediator.errors import RemediatorError, StorageError
-from remediator.store import Draft
+from remediator.store import Draft, Store
 from remediator.store.transaction import Trail
 from tests.remediator.crash.preload import Shim
 from tests.remediator.engine import fakes
 from tests.remediator.engine.bench import KEY, Bench
 from tests.remediator.engine.device_scene import RECOVERY, DeviceBench, FakeRelease, FakeReset
-from tests.remediator.engine.fakes import FlakyStore
 from tests.remediator.engine.hang_scene import Engine, Scene
 from tests.remediator.engine.memory_scene import MemoryScene
 
@@ -127,7 +126,8 @@ class Story:
         beside = Trail.beside(folder)
         trail = Trail(beside.anchor, beside.segments, emergency=folder.parent)
         key = self.key(folder)
-        bench.store = FlakyStore(bench.disk, folder, key, bench.clock, trail=trail)
+        # The real one, which waits for the disk: what it has not synced is lost here.
+        bench.store = Store(folder, key, bench.clock, trail=trail)
         self.wire()
         bench.housekeeper.note_start()
 

@@ -16,8 +16,9 @@ ROOT = Path(__file__).parents[3]
     [
         ["--points=2", "--way=kill"],
         ["--points=3", "--way=ENOSPC from then on", "--story=emergency-stop"],
+        ["--points=3", "--way=unsynced lost", "--story=first start"],
     ],
-    ids=["killed", "full"],
+    ids=["killed", "full", "power cut"],
 )
 def test_no_promise_is_broken_at_a_few_points(which: list[str]) -> None:
     argv = [sys.executable, "-m", "tests.remediator.crash_sweep", *which]
