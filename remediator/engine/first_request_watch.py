@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from remediator.engine.watchers import ServiceView
 from remediator.first_requests import FirstRequests, keep_first_requests, read_first_requests
 from remediator.managers import ProcessIdentity
+from remediator.services import ServiceDriver
 from remediator.services.base import FirstTokens
 from remediator.world import Service, World
 
@@ -20,9 +21,10 @@ _COUNTED_WITHIN = 1.0
 
 @dataclass(frozen=True)
 class _Look:
-    """What a process had counted; `done` once there is nothing more to find in it."""
+    """What a process had counted, as `driver` read it; `done`: nothing more is to be found in it."""
 
     process: ProcessIdentity
+    driver: ServiceDriver
     counted: FirstTokens
     done: bool = False
 
@@ -42,9 +44,15 @@ class FirstRequestWatch:
             return
         before = self._looks.get(service.name)
         if before is None:
-            look, found = _first_look(identity, now), None
+            # Nothing is known of the time before it: what has answered already is not to be found.
+            look, found = _Look(identity, service.driver, now, done=bool(now.requests)), None
+        elif before.driver is not service.driver:
+            # The configuration was read again: what the driver before it still asks is not known here.
+            look, found = _Look(identity, service.driver, now, done=True), None
+        elif not before.process.same(identity):
+            look, found = _of_new_process(before, identity), None
         else:
-            look, found = _next_look(before, identity, now)
+            look, found = _next_look(before, now)
         if before is None or not before.process.same(identity):
             self._begin(service.name, identity)
         if found is not None:
@@ -61,36 +69,30 @@ class FirstRequestWatch:
                 keep_first_requests(tx, name, None)
 
 
-def _first_look(identity: ProcessIdentity, now: FirstTokens) -> _Look:
-    """Nothing is known of the time before it; what has answered already is not to be found any more."""
-    return _Look(identity, now, done=bool(now.requests))
+def _of_new_process(before: _Look, identity: ProcessIdentity) -> _Look:
+    """It began at nothing: what was read just before it was seen may be of the one before it.
+
+    Whether we asked meanwhile the counts of ours say.
+    """
+    ours = replace(before.counted.ours, quiet_seconds=_COUNTED_WITHIN)
+    return _Look(identity, before.driver, FirstTokens(0, 0.0, ours))
 
 
-def _next_look(
-    before: _Look, identity: ProcessIdentity, now: FirstTokens
-) -> tuple[_Look, FirstRequests | None]:
-    begun = before
-    if not before.process.same(identity):
-        # What is asked of it begins at nothing. Whether we asked meanwhile the counts of ours say.
-        none_yet = FirstTokens(0, 0.0, replace(before.counted.ours, quiet_seconds=_COUNTED_WITHIN))
-        begun = _Look(identity, none_yet)
-    if begun.done or now.requests is None or now.seconds is None:
-        return (begun if now.requests is None else replace(begun, counted=now)), None
-    if begun.counted.requests is None or begun.counted.seconds is None:
-        return _Look(identity, now, done=bool(now.requests)), None
-    if now.ours.unanswered != begun.counted.ours.unanswered or _went_back(begun.counted, now):
+def _next_look(before: _Look, now: FirstTokens) -> tuple[_Look, FirstRequests | None]:
+    look, counted = replace(before, counted=now), before.counted
+    if before.done or now.requests is None or now.seconds is None:
+        return (before if now.requests is None else look), None
+    if counted.requests is None or counted.seconds is None:
+        return replace(look, done=bool(now.requests)), None
+    if now.ours.unanswered != counted.ours.unanswered or _went_back(counted, now):
         # It may answer ours yet, or has begun anew without a new process.
-        return _Look(identity, now, done=True), None
-    quiet = (
-        now.ours.begun == begun.counted.ours.begun
-        and begun.counted.ours.quiet_seconds >= _COUNTED_WITHIN
-    )
-    requests, seconds = now.requests - begun.counted.requests, now.seconds - begun.counted.seconds
+        return replace(look, done=True), None
+    quiet = now.ours.begun == counted.ours.begun and counted.ours.quiet_seconds >= _COUNTED_WITHIN
+    requests, seconds = now.requests - counted.requests, now.seconds - counted.seconds
     if quiet and requests:
-        return _Look(identity, now, done=True), FirstRequests(
-            identity, requests, seconds / requests
-        )
-    return _Look(identity, now), None
+        found = FirstRequests(before.process, requests, seconds / requests)
+        return replace(look, done=True), found
+    return look, None
 
 
 def _went_back(before: FirstTokens, now: FirstTokens) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -121,7 +122,27 @@ def test_one_of_ours_that_it_may_answer_yet_makes_it_unknowable(watched: Watched
     assert watched.look(1, 300.0) is None
     assert watched.look(9, 301.0) is None
     watched.restart()
+    watched.look(None)
     assert watched.look(4, 2.0) == 0.5, "of the next process it is known again"
+
+
+def test_what_the_process_before_it_had_counted_is_not_taken_for_the_new_ones(
+    watched: Watched,
+) -> None:
+    watched.look(100, 50.0)
+    watched.restart()
+    assert watched.look(120, 60.0) is None, "read just before it ended"
+    assert watched.look(1, 7.0) == 7.0
+
+
+def test_what_an_earlier_driver_may_still_ask_makes_it_unknowable(watched: Watched) -> None:
+    watched.look(0, 0.0)
+    services = watched.bench.world.services
+    anew = copy.copy(watched.driver)
+    services["llm"] = replace(services["llm"], driver=anew)
+    watched.driver = anew
+    assert watched.look(0, 0.0) is None
+    assert watched.look(1, 30.0) is None
 
 
 def test_of_a_process_that_was_not_seen_to_start_nothing_is_known(watched: Watched) -> None:
