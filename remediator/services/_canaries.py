@@ -23,8 +23,10 @@ class OneAtATime:
     @property
     def so_far(self) -> OurRequests:
         """How many there have been."""
+        # Counted first: one that begins while this is read is either not quiet, or new at the next look.
+        begun, unanswered = self._begun, self._unanswered
         quiet = 0.0 if self._turn.locked() else SystemClock().monotonic() - self._ended_at
-        return OurRequests(self._begun, self._unanswered, quiet)
+        return OurRequests(begun, unanswered, quiet)
 
     @contextlib.contextmanager
     def wait(self, timeout: float) -> Iterator[float]:

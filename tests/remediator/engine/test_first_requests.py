@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from collections.abc import Callable
@@ -234,3 +235,27 @@ def test_a_canary_that_is_in_work_is_never_quiet() -> None:
     with pytest.raises(ServiceTimeout, match="no answer"):
         ask_in_vain()
     assert (canaries.so_far.begun, canaries.so_far.unanswered) == (1, 1)
+
+
+def test_one_that_begins_while_the_count_is_read_is_not_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    canaries = OneAtATime()
+    turn, ends = canaries._turn, contextlib.ExitStack()
+
+    class Turn:
+        """Whoever looks whether it is taken is just too early."""
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(turn, name)
+
+        def locked(self) -> bool:
+            taken = turn.locked()
+            monkeypatch.setattr(canaries, "_turn", turn)
+            ends.enter_context(canaries.wait(1))
+            return taken
+
+    monkeypatch.setattr(canaries, "_turn", Turn())
+    with ends:
+        told = canaries.so_far
+        assert told.quiet_seconds == 0.0 or told.begun < canaries.so_far.begun
