@@ -80,12 +80,22 @@ class Running:
 
 @dataclass(slots=True)
 class _Seldom:
-    """A collection that not every pass of a sampler makes, and when it is due again."""
+    """A collection that not every pass of a sampler makes.
+
+    Attributes:
+        due: when it is made next (monotonic).
+        pause: seconds from the first time to the second; from then on it is `interval`.
+    """
 
     collector: str
     collect: Callable[[], None]
     interval: float
     due: float
+    pause: float
+
+    def made(self, now: float) -> None:
+        """Note that it was made."""
+        self.due, self.pause = now + self.pause, self.interval
 
 
 class DeviceSampler:
@@ -172,10 +182,7 @@ class DeviceSampler:
 
     def _sample_until_stopped(self, device: Device) -> None:
         due = self._clock.monotonic()
-        seldom = [
-            _Seldom("processes", partial(self._processes, device), self._schedule.processes, due),
-            _Seldom(_HEALTH, partial(self._health, device), self._schedule.health, due),
-        ]
+        seldom = self._seldom(device, due)
         while not self._stop.is_set():
             self._guarded("sample", partial(self._sample, device))
             if self._opener is not None and not self.faulted and self._opener.is_due():
@@ -183,12 +190,21 @@ class DeviceSampler:
             for one in seldom:
                 if not self.faulted and self._is_due(one):
                     self._guarded(one.collector, one.collect)
-                    one.due = self._clock.monotonic() + one.interval
+                    one.made(self._clock.monotonic())
             now = self._clock.monotonic()
             # Late: keep the rhythm, and never make up for what was missed.
             missed = max(0, int((now - due) / self._schedule.sample))
             due += (missed + 1) * self._schedule.sample
             self._clock.wait(self._stop, due - now)
+
+    def _seldom(self, device: Device, due: float) -> tuple[_Seldom, ...]:
+        processes, health = self._schedule.processes, self._schedule.health
+        # How busy each process is shows from its second look on: who takes over has no time to wait for it.
+        soon = min(self._schedule.sample, processes)
+        return (
+            _Seldom("processes", partial(self._processes, device), processes, due, soon),
+            _Seldom(_HEALTH, partial(self._health, device), health, due, health),
+        )
 
     def _is_due(self, one: _Seldom) -> bool:
         now = self._clock.monotonic()

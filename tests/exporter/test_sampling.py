@@ -180,6 +180,20 @@ def test_what_cannot_be_read_of_processes_is_told_beside_them(running, eventuall
     assert (frame.collector, frame.errors) == ("processes", ("no_permission",))
 
 
+def test_processes_are_looked_at_again_at_once_and_then_seldom(eventually) -> None:
+    """From its second look on a driver tells how busy each was."""
+    running = Running(1, dataclasses.replace(FAST, processes=3600))
+    running.collector.start()
+    try:
+        eventually(lambda: len(running.of(ProcessesFrame)) >= 2)
+        samples = len(running.of(SampleFrame))
+        eventually(lambda: len(running.of(SampleFrame)) >= samples + 3)
+    finally:
+        running.collector.request_stop()
+        assert running.collector.join(10)
+    assert len(running.of(ProcessesFrame)) == 2
+
+
 def test_health_is_read_beside_and_may_fail_alone(running, eventually) -> None:
     def fail() -> None:
         raise ReadingError("timeout")
