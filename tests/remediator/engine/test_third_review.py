@@ -91,8 +91,12 @@ def test_a_neighbour_of_one_that_is_stalling_is_not_asked_for_a_token_every_seco
     assert ollama.canaries == bench.drivers["idle"].canaries == []
 
 
-@pytest.mark.parametrize("state", ["sleeping", "loading"])
-def test_a_server_that_sleeps_is_asked_for_no_token(make_bench: Make, state: str) -> None:
+@pytest.mark.parametrize(
+    ("state", "said"), [("sleeping", "refute:healthy"), ("loading", "defer:starting")]
+)
+def test_a_server_that_sleeps_or_loads_is_asked_for_no_token(
+    make_bench: Make, state: str, said: str
+) -> None:
     """A request to an engine whose weights are gone may break it."""
     bench = make_bench(services=("vllm",))
     driver = bench.drivers["vllm"]
@@ -101,7 +105,7 @@ def test_a_server_that_sleeps_is_asked_for_no_token(make_bench: Make, state: str
     bench.fire(NO_MEMORY, service="vllm")
     bench.pass_time(60)
     assert driver.canaries == []
-    assert bench.decisions == ["refute:healthy"]
+    assert bench.decisions == [said]
 
 
 @pytest.mark.parametrize("error", [ServiceError("boom"), ServiceTimeout("no answer")])
