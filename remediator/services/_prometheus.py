@@ -36,6 +36,12 @@ def total(samples: Iterable[Sample], name: str) -> float | None:
     return sum(values)
 
 
+def whole(samples: Iterable[Sample], name: str) -> int | None:
+    """The same as a number of requests."""
+    found = total(samples, name)
+    return None if found is None else int(found)
+
+
 def summed(samples: Collection[Sample], histogram: str) -> tuple[int | None, float | None]:
     """How many observations a histogram has, and their sum, over all engines; both or neither.
 

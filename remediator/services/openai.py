@@ -8,12 +8,9 @@ either (LiteLLM's `/health` calls every model of every provider).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
-
-from prometheus_client.samples import Sample
 
 from remediator import http
 from remediator.clock import SystemClock
@@ -22,7 +19,7 @@ from remediator.errors import ConfigError, ServiceError, ServiceRefused, Service
 from remediator.services._calls import Deadline, api_key, check_address, count
 from remediator.services._canaries import OneAtATime
 from remediator.services._openai import Canary, ask, models_in, wait_until_served
-from remediator.services._prometheus import read_samples, total
+from remediator.services._prometheus import read_samples, total, whole
 from remediator.services.base import Capabilities, Capability, ServiceProbe
 
 _METRIC = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
@@ -149,8 +146,7 @@ class OpenAi:
             samples = read_samples(answer.body, names) if answer.status == 200 else ()
         except ServiceError as error:
             return replace(probe, detail=f"it answers, but not with metrics: {error}")
-        running = _number(samples, options.running)
-        waiting = _number(samples, options.waiting)
+        running, waiting = whole(samples, options.running), whole(samples, options.waiting)
         # One counter that is missing for a while would look as if the sum had gone back.
         moved = [total(samples, name) for name in options.progress]
         known = [value for value in moved if value is not None]
@@ -161,11 +157,6 @@ class OpenAi:
             requests_waiting=waiting,
             progress=sum(known) if known and len(known) == len(moved) else None,
         )
-
-
-def _number(samples: Iterable[Sample], name: str) -> int | None:
-    found = total(samples, name) if name else None
-    return None if found is None else int(found)
 
 
 def _named(options: Options) -> tuple[str, ...]:

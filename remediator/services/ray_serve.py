@@ -22,7 +22,7 @@ from remediator.errors import ServiceError, ServiceRefused, ServiceTimeout
 from remediator.services._calls import Deadline, api_key, check_address, count
 from remediator.services._canaries import OneAtATime
 from remediator.services._openai import Canary, ask, models_in, wait_until_served
-from remediator.services._prometheus import read_samples, total
+from remediator.services._prometheus import read_samples, total, whole
 from remediator.services._ray_deaths import QUERY, WORKERS, WorkerDeaths
 from remediator.services._ray_details import Application, Details, parse
 from remediator.services.base import Capabilities, Capability, ServiceProbe
@@ -223,14 +223,14 @@ class RayServe:
             return replace(probe, detail=f"{probe.detail}, but gives no metrics: {error}")
         names = {one.name for one in applications}
         ours = [one for one in samples if one.labels.get("application") in names]
-        running, waiting = total(ours, _RUNNING), total(ours, _WAITING)
+        running, waiting = whole(ours, _RUNNING), whole(ours, _WAITING)
         engines = _of_living(samples, applications)
         known = [value for name in _PROGRESS if (value := total(engines, name)) is not None]
         return replace(
             probe,
             detail=f"{probe.detail}; {count(running)} running, {count(waiting)} waiting",
-            requests_running=None if running is None else int(running),
-            requests_waiting=None if waiting is None else int(waiting),
+            requests_running=running,
+            requests_waiting=waiting,
             progress=sum(known) if known else None,
         )
 

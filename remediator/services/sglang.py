@@ -16,19 +16,18 @@ from remediator import http
 from remediator.clock import SystemClock
 from remediator.config import Timing
 from remediator.errors import ServiceError, ServiceRefused, ServiceTimeout
-from remediator.services._calls import Deadline, api_key, count
+from remediator.services._calls import Deadline, api_key
 from remediator.services._canaries import OneAtATime
+from remediator.services._engine import EngineMetrics, with_ours
 from remediator.services._openai import Canary, ask, models_in, wait_until_served
-from remediator.services._prometheus import read_samples, summed, total
-from remediator.services.base import Capabilities, Capability, FirstTokens, ServiceProbe
+from remediator.services.base import Capabilities, Capability, ServiceProbe
 
-_RUNNING = "sglang:num_running_reqs"
-_WAITING = "sglang:num_queue_reqs"
-# The first moves with each step of the engine; sglang:generation_tokens_total only at a request's end.
-_PROGRESS = ("sglang:realtime_tokens_total", "sglang:forward_execution_seconds_total")
-_FIRST_TOKENS = "sglang:time_to_first_token_seconds"
-_NAMES = frozenset(
-    (f"{_FIRST_TOKENS}_count", f"{_FIRST_TOKENS}_sum", _RUNNING, _WAITING, *_PROGRESS)
+_METRICS = EngineMetrics(
+    running="sglang:num_running_reqs",
+    waiting="sglang:num_queue_reqs",
+    # They move with each step of the engine; sglang:generation_tokens_total only at a request's end.
+    progress=("sglang:realtime_tokens_total", "sglang:forward_execution_seconds_total"),
+    first_tokens="sglang:time_to_first_token_seconds",
 )
 # A health check that found no sign of life answers 503 after SGLANG_HEALTH_CHECK_TIMEOUT, 20 s. One
 # that comes much sooner is of a server that starts or ends.
@@ -91,10 +90,7 @@ class SgLang:
 
     def probe(self) -> ServiceProbe:
         """Whether it is ready, metrics, models; one deadline for them all."""
-        probe = self._asked(Deadline(self._probe_timeout))
-        if probe.first_tokens is not None:
-            return probe
-        return replace(probe, first_tokens=FirstTokens(None, None, self._canaries.so_far))
+        return with_ours(self._asked(Deadline(self._probe_timeout)), self._canaries)
 
     def _asked(self, left: Deadline) -> ServiceProbe:
         try:
@@ -104,7 +100,7 @@ class SgLang:
             # Versions before /ready have none; whether they serve their models then tells.
             if ready.status not in (200, 404, 503):
                 return ServiceProbe("error", f"GET /ready answered HTTP {ready.status}")
-            engine = self._engine(left)
+            engine, _ = _METRICS.ask(lambda: self._get("/metrics", left), self._canaries)
             models = models_in(
                 self._get("/v1/models", left, self._api_key), "SGLang", self._api_key
             )
@@ -163,26 +159,6 @@ class SgLang:
         if health.status != 200:
             return ServiceProbe("error", f"GET /health answered HTTP {health.status}")
         return None
-
-    def _engine(self, left: Deadline) -> ServiceProbe:
-        """What the metrics say; nothing where there are none or they cannot be read."""
-        try:
-            answer = self._get("/metrics", left)
-            samples = read_samples(answer.body, _NAMES) if answer.status == 200 else ()
-        except ServiceError as error:
-            return ServiceProbe("ready", f"it answers, but not with metrics: {error}")
-        if not samples:
-            return ServiceProbe("ready", "it answers; it gives no metrics of its engine")
-        running, waiting = total(samples, _RUNNING), total(samples, _WAITING)
-        known = [value for name in _PROGRESS if (value := total(samples, name)) is not None]
-        return ServiceProbe(
-            state="ready",
-            detail=f"{count(running)} running, {count(waiting)} waiting",
-            requests_running=None if running is None else int(running),
-            requests_waiting=None if waiting is None else int(waiting),
-            progress=sum(known) if known else None,
-            first_tokens=FirstTokens(*summed(samples, _FIRST_TOKENS), self._canaries.so_far),
-        )
 
     def _get(self, path: str, left: Deadline, key: str | None = None) -> http.Answer:
         """The key goes only to what asks for one."""

@@ -22,7 +22,7 @@ from remediator.config import Timing
 from remediator.errors import ConfigError, ServiceError, ServiceRefused, ServiceTimeout
 from remediator.services._calls import Deadline, api_key, check_address, count, message
 from remediator.services._canaries import OneAtATime
-from remediator.services._prometheus import read_samples, total
+from remediator.services._prometheus import read_samples, total, whole
 from remediator.services.base import Capabilities, Capability, LoadedModel, ServiceProbe
 from remediator.waiting import wait_until
 
@@ -243,13 +243,13 @@ class Triton:
             samples = self._samples(left)
         except ServiceError as error:
             return replace(probe, detail=f"{probe.detail}; it gives no metrics: {error}")
-        running, waiting = total(samples, _RUNNING), total(samples, _WAITING)
+        running, waiting = whole(samples, _RUNNING), whole(samples, _WAITING)
         steps = [value for name in _STEPS if (value := total(samples, name)) is not None]
         return replace(
             probe,
             detail=f"{probe.detail}; {count(running)} running, {count(waiting)} waiting",
-            requests_running=None if running is None else int(running),
-            requests_waiting=None if waiting is None else int(waiting),
+            requests_running=running,
+            requests_waiting=waiting,
             progress=sum(steps) if steps else total(samples, _BATCHES),
         )
 

@@ -16,24 +16,24 @@ from remediator import http
 from remediator.clock import SystemClock
 from remediator.config import Timing
 from remediator.errors import ServiceError, ServiceRefused, ServiceTimeout
-from remediator.services._calls import Deadline, api_key, count
+from remediator.services._calls import Deadline, api_key
 from remediator.services._canaries import OneAtATime
+from remediator.services._engine import EngineMetrics, with_ours
 from remediator.services._openai import Canary, ask, models_in, wait_until_served
-from remediator.services._prometheus import read_samples, summed, total
-from remediator.services.base import Capabilities, Capability, FirstTokens, ServiceProbe
+from remediator.services.base import Capabilities, Capability, ServiceProbe
 
-_RUNNING = "vllm:num_requests_running"
-_WAITING = "vllm:num_requests_waiting"
 _SLEEP_STATE = "vllm:engine_sleep_state"
-# All three move while requests are worked on, not only when one ends.
-_PROGRESS = (
-    "vllm:generation_tokens_total",
-    "vllm:prompt_tokens_total",
-    "vllm:iteration_tokens_total_count",
-)
-_FIRST_TOKENS = "vllm:time_to_first_token_seconds"
-_NAMES = frozenset(
-    (f"{_FIRST_TOKENS}_count", f"{_FIRST_TOKENS}_sum", _RUNNING, _WAITING, _SLEEP_STATE, *_PROGRESS)
+_METRICS = EngineMetrics(
+    running="vllm:num_requests_running",
+    waiting="vllm:num_requests_waiting",
+    # All three move while requests are worked on, not only when one ends.
+    progress=(
+        "vllm:generation_tokens_total",
+        "vllm:prompt_tokens_total",
+        "vllm:iteration_tokens_total_count",
+    ),
+    first_tokens="vllm:time_to_first_token_seconds",
+    others=(_SLEEP_STATE,),
 )
 _CAPABILITIES = Capabilities(
     models=Capability("yes", "GET /v1/models: those that it was started with"),
@@ -88,10 +88,7 @@ class Vllm:
 
     def probe(self) -> ServiceProbe:
         """Health, metrics, models, and whether somebody paused it; one deadline for them all."""
-        probe = self._asked(Deadline(self._probe_timeout))
-        if probe.first_tokens is not None:
-            return probe
-        return replace(probe, first_tokens=FirstTokens(None, None, self._canaries.so_far))
+        return with_ours(self._asked(Deadline(self._probe_timeout)), self._canaries)
 
     def _asked(self, left: Deadline) -> ServiceProbe:
         try:
@@ -150,24 +147,8 @@ class Vllm:
 
     def _engine(self, left: Deadline) -> ServiceProbe:
         """What the metrics say; nothing where there are none or they cannot be read."""
-        try:
-            answer = self._get("/metrics", left)
-            samples = read_samples(answer.body, _NAMES) if answer.status == 200 else ()
-        except ServiceError as error:
-            return ServiceProbe("ready", f"it answers, but not with metrics: {error}")
-        if not samples:
-            return ServiceProbe("ready", "it answers; it gives no metrics of its engine")
-        running, waiting = total(samples, _RUNNING), total(samples, _WAITING)
-        moved = [total(samples, name) for name in _PROGRESS]
-        known = [value for value in moved if value is not None]
-        return ServiceProbe(
-            state="sleeping" if _sleeps(samples) else "ready",
-            detail=f"{count(running)} running, {count(waiting)} waiting",
-            requests_running=None if running is None else int(running),
-            requests_waiting=None if waiting is None else int(waiting),
-            progress=sum(known) if known else None,
-            first_tokens=FirstTokens(*summed(samples, _FIRST_TOKENS), self._canaries.so_far),
-        )
+        probe, samples = _METRICS.ask(lambda: self._get("/metrics", left), self._canaries)
+        return replace(probe, state="sleeping") if _sleeps(samples) else probe
 
     def _paused(self, left: Deadline) -> str | None:
         """Whether somebody paused it or sent it to sleep; only a server in dev mode can tell."""

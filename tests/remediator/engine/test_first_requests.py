@@ -6,7 +6,8 @@ import contextlib
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ from remediator.services import ServiceProbe
 from remediator.services._canaries import OneAtATime
 from remediator.services.base import FirstTokens, OurRequests
 from tests.remediator.engine.bench import Bench
-from tests.remediator.engine.dialects import SgLang, served
+from tests.remediator.engine.dialects import Request, SgLang, served
 from tests.remediator.engine.vllm_server import PAGE, fake_vllm
 
 NONE_OF_OURS = OurRequests()
@@ -259,3 +260,23 @@ def test_one_that_begins_while_the_count_is_read_is_not_lost(
     with ends:
         told = canaries.so_far
         assert told.quiet_seconds == 0.0 or told.begun < canaries.so_far.begun
+
+
+@dataclass
+class AskedMeanwhile(SgLang):
+    """While its page of metrics is on its way, somebody asks for an answer."""
+
+    meanwhile: Callable[[], object] = lambda: None
+
+    def answer(self, request: Request) -> tuple[int, Any]:
+        if request.path == "/metrics":
+            self.meanwhile()
+        return super().answer(request)
+
+
+def test_one_that_runs_while_the_page_is_read_may_be_in_it_or_not() -> None:
+    server = AskedMeanwhile()
+    with served(server) as url:
+        driver = services.create(ServiceConfig("llm", "sglang", url, {}), Timing())
+        server.meanwhile = lambda: driver.canary("qwen", 5)
+        assert driver.probe().first_tokens == FirstTokens(0, 0.0, OurRequests(1, 0, 0.0))
