@@ -1,31 +1,45 @@
 """The Kubernetes API over HTTPS: a service account's token, read anew for each call, and its CA.
 
 A write that was not answered is not repeated here, and neither is it an error: whoever asked for it
-looks at the world again (`Written`).
+looks at the world again (`Written`). A read is repeated for some seconds: an API server that is
+being replaced is back by then, or another one answers.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
-from urllib.parse import urlsplit
+from typing import Any, Literal, TypeVar
+from urllib.parse import urlencode, urlsplit
 
 from remediator import http
+from remediator.clock import Clock
 from remediator.config.strict import Seconds
 from remediator.errors import ManagerError, ServiceError, ServiceRefused
 
 Written = Literal["done", "conflict", "lost"]
 """`conflict`: it has changed since we looked, nothing was done. `lost`: perhaps it was done."""
 
+_Read = TypeVar("_Read")
+
 IN_CLUSTER = "https://kubernetes.default.svc"
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _MAX_SENTENCE = 300
 _DELETION = {"apiVersion": "v1", "kind": "DeleteOptions"}
-_UNAUTHORIZED, _FORBIDDEN, _GONE, _CONFLICT, _TOO_MANY = 401, 403, 404, 409, 429
+_UNAUTHORIZED, _FORBIDDEN, _GONE, _CONFLICT = 401, 403, 404, 409
+# The next page of a list cannot be had any more: read it from its beginning.
+_EXPIRED, _TOO_MANY = 410, 429
 # A server or a proxy before it gave up on a request that may still be carried out.
 _PERHAPS_DONE = (500, 502, 503, 504)
+_READ_AGAIN_FOR, _PAUSE, _NEVER = 2.0, 1.0, threading.Event()
+# Objects of a page, and how many pages are more than any namespace needs.
+_PAGE, _MOST_PAGES = 100, 50
+
+
+class AwayError(ManagerError):
+    """The API server did not answer, or said "not now"; nothing was changed."""
 
 
 class RefusedError(ManagerError):
@@ -44,7 +58,9 @@ class RefusedError(ManagerError):
 class Api:
     """One API server, as one service account."""
 
-    def __init__(self, url: str, token_file: Path, ca_file: Path, timeout: Seconds) -> None:
+    def __init__(
+        self, url: str, token_file: Path, ca_file: Path, timeout: Seconds, clock: Clock
+    ) -> None:
         """Nothing is asked yet.
 
         Args:
@@ -52,20 +68,43 @@ class Api:
             token_file: The bearer token; kubelet puts a new one there about every hour.
             ca_file: Whom to trust.
             timeout: Seconds for one call.
+            clock: Waits between two reads.
         """
-        self._url = url.rstrip("/")
+        self._url, self._clock = url.rstrip("/"), clock
         self._token_file, self._timeout = token_file, timeout
         self._tls = urlsplit(url).scheme == "https"
         self._access = http.Access(ca_file=ca_file) if self._tls else http.Access()
 
     def get(self, path: str) -> Mapping[str, Any]:
-        """An object or a list.
+        """An object.
 
         Raises:
             RefusedError: the server said no.
+            AwayError: it cannot be asked now.
             ManagerError: it cannot be asked, or answers what is no object.
         """
-        return self._object(self._asked("GET", path))
+        return self._again(lambda: self._object(self._asked("GET", path)))
+
+    def list(self, path: str, query: Mapping[str, str]) -> Mapping[str, Any]:
+        """A list, read page by page, as one.
+
+        Raises:
+            RefusedError: the server said no.
+            AwayError: it cannot be asked now.
+            ManagerError: it cannot be asked, answers what is no list, or has too much.
+        """
+        found: list[Any] = []
+        asked = {**query, "limit": str(_PAGE)}
+        for _ in range(_MOST_PAGES):
+            page = self.get(f"{path}?{urlencode(asked)}")
+            items, meta = page.get("items"), page.get("metadata") or {}
+            if not isinstance(items, list) or not isinstance(meta, dict):
+                raise ManagerError(f"the API server answered what is no list for {path}")
+            found += items
+            if not meta.get("continue"):
+                return {"items": found}
+            asked["continue"] = str(meta["continue"])
+        raise ManagerError(f"the API server has more than {_MOST_PAGES * _PAGE} objects for {path}")
 
     def text(self, path: str, max_bytes: int) -> bytes:
         """What is no object, like a log.
@@ -74,7 +113,7 @@ class Api:
             RefusedError: the server said no.
             ManagerError: it cannot be asked.
         """
-        return self._asked("GET", path, max_bytes=max_bytes).body
+        return self._again(lambda: self._asked("GET", path, max_bytes=max_bytes).body)
 
     def review(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
         """What the server says of our own rights (a SelfSubjectAccessReview); changes nothing.
@@ -90,7 +129,7 @@ class Api:
 
         Raises:
             RefusedError: the server said no.
-            ManagerError: it cannot be asked.
+            AwayError: it cannot be asked now, and nothing was done.
         """
         return self._write("PATCH", f"{path}?fieldManager=gpu-remediator", body)
 
@@ -99,7 +138,7 @@ class Api:
 
         Raises:
             RefusedError: the server said no.
-            ManagerError: it cannot be asked.
+            AwayError: it cannot be asked now, and nothing was done.
         """
         try:
             return self._write("DELETE", path, {**_DELETION, "preconditions": {"uid": uid}})
@@ -107,6 +146,16 @@ class Api:
             if error.gone:
                 return "done"
             raise
+
+    def _again(self, read: Callable[[], _Read]) -> _Read:
+        began = self._clock.monotonic()
+        while True:
+            try:
+                return read()
+            except AwayError:
+                if self._clock.monotonic() - began >= _READ_AGAIN_FOR:
+                    raise
+            self._clock.wait(_NEVER, _PAUSE)
 
     def _write(self, method: Literal["PATCH", "DELETE"], path: str, body: Any) -> Written:
         try:
@@ -157,8 +206,8 @@ class Api:
                 "set manager.token_file, or run in a pod with a service account"
             ) from None
 
-    def _silent(self, error: ServiceError) -> ManagerError:
-        return ManagerError(f"the API server at {self._url}: {error}")
+    def _silent(self, error: ServiceError) -> AwayError:
+        return AwayError(f"the API server at {self._url}: {error}")
 
     def _check(self, answer: http.Answer, method: str, path: str) -> None:
         if 200 <= answer.status < 300:
@@ -169,8 +218,8 @@ class Api:
         elif answer.status == _FORBIDDEN:
             said += ": its service account needs deploy/kubernetes/role.yaml"
         said = f"{method} {path.partition('?')[0]}: {said}"
-        if answer.status in (_TOO_MANY, *_PERHAPS_DONE):
-            raise ManagerError(said)
+        if answer.status in (_EXPIRED, _TOO_MANY, *_PERHAPS_DONE):
+            raise AwayError(said)
         raise RefusedError(said, answer.status)
 
     def _object(self, answer: http.Answer) -> Mapping[str, Any]:

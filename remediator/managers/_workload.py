@@ -159,10 +159,6 @@ class Seen:
         """Whether so many servers run as are wanted."""
         return sum(pod.running for pod in self.alive) >= max(1, self.workload.replicas)
 
-    def remains(self, identity: ProcessIdentity) -> bool:
-        """Whether a pod of that identity is still there."""
-        return any(pod.uid in identity.name for pod in self.there)
-
     def status(self, now: float) -> ProcessStatus:
         """As a process manager says it."""
         return ProcessStatus(self._state(), self.identity, self._detail(), self._oom_killed(now))
@@ -170,10 +166,11 @@ class Seen:
     def _state(self) -> State:
         if self.workload.replicas == 0:
             return "stopping" if self.there else "stopped"
-        if any(pod.lost for pod in self.there):
-            return "unknown"
-        if any(pod.running for pod in self.alive):
+        lost = any(pod.lost for pod in self.alive)
+        if not lost and any(pod.running for pod in self.alive):
             return "running"
+        if lost or any(pod.lost for pod in self.there):
+            return "unknown"
         if self.workload.failure and not self.there:
             return "failed"
         # Also where it ends: its controller or kubelet is about to start it again.

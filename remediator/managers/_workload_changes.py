@@ -7,7 +7,7 @@ from typing import Literal
 
 from remediator.clock import Clock
 from remediator.errors import ManagerError, OutcomeUnknown
-from remediator.managers._kubernetes_api import RefusedError, Written
+from remediator.managers._kubernetes_api import AwayError, Written
 from remediator.managers._workload import Seen
 from remediator.managers._workload_client import WorkloadClient
 from remediator.waiting import wait_until
@@ -18,10 +18,8 @@ Asked = Written | Literal["spared"]
 
 # A rollout takes minutes, and each look is three requests to a server that others need, too.
 _LOOK_EVERY = 1.0
-
-
-class _RefusesError(ManagerError):
-    """We would not do it, and would not at another look."""
+# One that is being replaced is back by then. Others on the same card wait for their own stop.
+_AWAY_FOR = 15.0
 
 
 class Changes:
@@ -37,7 +35,7 @@ class Changes:
             ManagerError: there is.
         """
         if why:
-            raise _RefusesError(f"{self._client.told}: {why}")
+            raise ManagerError(f"{self._client.told}: {why}")
 
     def ask(
         self, done: Callable[[Seen], bool], write: Callable[[Seen], Asked], deadline: float
@@ -51,32 +49,39 @@ class Changes:
 
         Raises:
             OutcomeUnknown: an answer was lost, and the world did not say what became of it.
-            ManagerError: it was refused, or somebody else changed it all the time.
+            ManagerError: it was refused, the API server stayed away, or somebody else changed it
+                all the time.
         """
         said: list[Asked] = []
-        why = ""
+        failed: ManagerError | None = None
+        heard = self._clock.monotonic()
 
         def asked() -> bool:
-            nonlocal why
+            nonlocal failed, heard
             try:
                 seen = self._client.look()
                 said.append("done" if done(seen) else write(seen))
-            except (RefusedError, _RefusesError):
-                raise
             except ManagerError as error:
-                if "lost" not in said:
+                failed = error
+                gone = self._clock.monotonic() - heard >= _AWAY_FOR
+                if not isinstance(error, AwayError) or ("lost" not in said and gone):
                     raise
-                why = f": {error}"
                 return False
+            failed, heard = None, self._clock.monotonic()
             return said[-1] in ("done", "spared")
 
         left = deadline - self._clock.monotonic()
-        if wait_until(self._clock, left, asked, poll=_LOOK_EVERY):
-            return "spared" if said[-1] == "spared" else "done"
+        try:
+            if wait_until(self._clock, left, asked, poll=_LOOK_EVERY):
+                return "spared" if said[-1] == "spared" else "done"
+        except ManagerError:
+            if "lost" not in said:
+                raise
         if "lost" in said:
             told = f"whether {self._client.told} was changed is not known"
+            why = f": {failed}" if failed else ""
             raise OutcomeUnknown(f"{told}: the API server did not answer{why}")
-        raise ManagerError(f"{self._client.told} is changed by others all the time")
+        raise failed or ManagerError(f"{self._client.told} is changed by others all the time")
 
     def wait(
         self, verb: str, deadline: float, timeout: float, missing: Callable[[Seen], str]

@@ -75,9 +75,14 @@ class WorkloadClient:
         self._api, self._kind, self._container = api, kind, container
         self._namespace, self._name = namespace, name
         self.told = f"{kind} {namespace}/{name}"
+        self.unit = f"{namespace}/{kind}/{name}"
         self._apps = f"/apis/apps/v1/namespaces/{namespace}"
         self._pods = f"/api/v1/namespaces/{namespace}/pods"
         self._path = f"{self._apps}/{_PLURAL[kind]}/{name}"
+
+    def rights(self, restart: Restart) -> Iterator[Right]:
+        """What is needed for it, where it is restarted so."""
+        return rights(self._kind, self._name, restart)
 
     def look(self) -> Seen:
         """The workload with those pods that are truly its own.
@@ -92,11 +97,11 @@ class WorkloadClient:
                 raise ManagerError(f"there is no {self.told}: is its name right?") from None
             raise
         container = self._chosen(workload.containers)
-        query = urlencode({"labelSelector": workload.selector})
+        query = {"labelSelector": workload.selector}
         owners: tuple[str, ...] = (workload.uid,)
         if self._kind == "deployment":
-            owners = owned(self._api.get(f"{self._apps}/replicasets?{query}"), workload.uid)
-        pods = parse_pods(self._api.get(f"{self._pods}?{query}"), container)
+            owners = owned(self._api.list(f"{self._apps}/replicasets", query), workload.uid)
+        pods = parse_pods(self._api.list(self._pods, query), container)
         return Seen(workload, tuple(pod for pod in pods if pod.owner in owners))
 
     def scaled_from_0(self) -> str:
@@ -107,7 +112,7 @@ class WorkloadClient:
         """
         path = f"/apis/autoscaling/v2/namespaces/{self._namespace}/horizontalpodautoscalers"
         try:
-            found = self._api.get(path)
+            found = self._api.list(path, {})
         except RefusedError as error:
             if error.gone:
                 return ""

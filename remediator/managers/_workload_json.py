@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -16,6 +17,9 @@ MARK = "gpu-remediator/restarted-by"
 NOT_SO = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 """What reading raises where something is not what the API says that it is."""
 
+# What becomes part of a path that is asked for, and of what a process is known by.
+_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,252}")
+_UID = re.compile(r"[A-Za-z0-9-]{1,128}")
 _GPU = "nvidia.com/"
 _MAX_SENTENCE = 200
 
@@ -189,8 +193,8 @@ def _pod(raw: Mapping[str, Any], container: str) -> Pod:
     last = state.get("terminated") or (server.get("lastState") or {}).get("terminated")
     ready = _conditions(status).get("Ready", {}).get("status")
     return Pod(
-        name=str(meta["name"]),
-        uid=str(meta["uid"]),
+        name=_like(_NAME, meta["name"]),
+        uid=_like(_UID, meta["uid"]),
         owner=_controller(raw),
         node=str((raw.get("spec") or {}).get("nodeName") or ""),
         container=container,
@@ -207,15 +211,31 @@ def _pod(raw: Mapping[str, Any], container: str) -> Pod:
     )
 
 
+def _like(form: re.Pattern[str], text: Any) -> str:
+    if not form.fullmatch(text):
+        raise ValueError(text)
+    return str(text)
+
+
 def _waiting(status: Mapping[str, Any], state: Mapping[str, Any]) -> str:
-    waits = state.get("waiting") or {}
-    said = [str(waits[key]) for key in ("reason", "message") if waits.get(key)]
+    said = _waits(state)
+    for one in status.get("initContainerStatuses") or ():
+        found = _waits(one.get("state") or {})
+        # The server's own container, and those that come later, only wait for that one.
+        if found and found[0] != "PodInitializing":
+            said = [f"init container {one['name']}", *found]
+            break
     scheduled = _conditions(status).get("PodScheduled", {})
     if scheduled.get("status") == "False":
         said = [str(scheduled.get("reason") or ""), str(scheduled.get("message") or "")]
     if not said:
         said = ["ended"] if "terminated" in state else [str(status.get("phase") or "not made yet")]
     return ": ".join(said)[:_MAX_SENTENCE]
+
+
+def _waits(state: Mapping[str, Any]) -> list[str]:
+    waits = state.get("waiting") or {}
+    return [str(waits[key]) for key in ("reason", "message") if waits.get(key)]
 
 
 def _conditions(status: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

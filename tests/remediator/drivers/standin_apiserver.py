@@ -82,7 +82,7 @@ class Server(Cluster):
 
     def _get(self, group: str, plural: str, name: str, sub: str, query: Object) -> tuple[int, Any]:
         if plural == "horizontalpodautoscalers":
-            return 200, {"kind": "HorizontalPodAutoscalerList", "items": self.autoscalers}
+            return 200, _page("HorizontalPodAutoscalerList", self.autoscalers, query)
         if sub == "log":
             return self._log(name, query)
         if name:
@@ -96,7 +96,7 @@ class Server(Cluster):
             for one in kept.values()
             if wanted.items() <= one["metadata"].get("labels", {}).items()
         ]
-        return 200, {"kind": "List", "apiVersion": "v1", "metadata": {}, "items": items}
+        return 200, _page("List", items, query)
 
     def _log(self, name: str, query: Object) -> tuple[int, Any]:
         assert query["container"] == "server"
@@ -137,6 +137,14 @@ class Server(Cluster):
             body = {"spec": {"replicas": body["spec"]["replicas"]}}
         self._put(target, body, query["fieldManager"])
         return 200, target
+
+
+def _page(kind: str, items: list[Object], query: Object) -> Object:
+    """As many as `limit`, and where to go on."""
+    start = int(query.get("continue", 0))
+    end = start + int(query.get("limit", len(items)))
+    more = {"continue": str(end)} if end < len(items) else {}
+    return {"kind": kind, "apiVersion": "v1", "metadata": more, "items": items[start:end]}
 
 
 def _status(code: int, reason: str, message: str) -> tuple[int, Object]:
