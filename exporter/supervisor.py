@@ -82,7 +82,7 @@ class Supervisor:
         self._thread.start()
 
     def stop(self, grace: float = 3.0) -> None:
-        """Ask the worker to end and wait for it; one stuck in the driver is left alone."""
+        """Ask all workers to end and wait for them; who is stuck in the driver is left alone."""
         self._stop.set()
         self._release.close()
         if self._thread.ident is not None:
@@ -92,8 +92,9 @@ class Supervisor:
         for worker in workers:
             worker.ask_to_end()
             worker.close()
+        deadline = self._clock.monotonic() + grace
         for worker in workers:
-            if worker.wait(grace) is None:
+            if worker.wait(max(0.0, deadline - self._clock.monotonic())) is None:
                 _log.warning(
                     "worker %d is stuck in a driver call and is left to end by itself", worker.pid
                 )
@@ -230,6 +231,8 @@ class Supervisor:
             # What it still has to tell comes first: what the new one has found is newer.
             self._take(before.rest())
             self._leave(before)
+            # Both hear of the same Xids: one that is read of the first only would count twice.
+            new.read(self._sink.apply, self._sink.count_error)
         self._take(new.take_over(Counter() if before is None else before.xids))
         _log.info("worker %d, which has opened the driver again, has taken over", new.heard.pid)
 

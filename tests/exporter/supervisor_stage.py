@@ -49,6 +49,8 @@ class FakeWorker:
         self.orders.append(f"xid {uuid}")
 
     def wait(self, timeout: float) -> int | None:
+        if self.code is None:
+            self.clock.now += timeout
         return self.code
 
     def close(self) -> None:

@@ -228,6 +228,35 @@ def test_an_xid_that_both_hear_counts_once_and_one_that_only_the_second_heard_to
     assert heard == [both, both, both, late]
 
 
+def test_an_xid_that_both_tell_of_while_one_takes_over_counts_once(stage, monkeypatch) -> None:
+    tell(stage.second, UP, found(0))
+    stage.run(0.5)
+    tell(stage.second, read("GPU-0"))
+    taken, late = stage.first.read, [XidFrame("GPU-0", 1.0, 79)]
+
+    def taken_late(timeout: float) -> list:
+        frames = taken(timeout)
+        if timeout == 0 and late:
+            # The last that is read of it; the other one has just been listened to.
+            tell(stage.second, *late)
+            frames.append(late.pop())
+        return frames
+
+    monkeypatch.setattr(stage.first, "read", taken_late)
+    stage.run(1)
+    assert stage.first.asked
+    assert len([one for one in stage.sink.frames if isinstance(one, XidFrame)]) == 1
+
+
+def test_at_the_end_all_that_are_stuck_are_waited_for_together(stage) -> None:
+    for one in stage.workers:
+        one.obeys = False
+    before = stage.clock.now
+    stage.supervisor.stop(grace=3)
+    assert all(one.asked for one in stage.workers)
+    assert stage.clock.now - before == 3
+
+
 def test_a_release_ends_the_second_at_once_and_waits_for_it(stage) -> None:
     stage.second.obeys = False
     stage.ask_for_release()
