@@ -67,23 +67,27 @@ class WorkerDeaths:
             )
 
     def told(self, raw: object, now: float) -> None:
-        """Take in the answer of Ray; `now` in Unix seconds, for a death whose time it does not say.
+        """Take in the answer of Ray; `now` in Unix seconds.
+
+        A death whose time it does not say, or that lies ahead of our clock, is one of now: what lies
+        ahead would be news for ever.
 
         Raises:
             ServiceError: it is none.
         """
         try:
-            rows = [_death(row) for row in raw["data"]["result"]["result"]]  # type: ignore[index]
-        except (KeyError, TypeError, ValueError, AttributeError):
+            rows = [_death(row, now) for row in raw["data"]["result"]["result"]]  # type: ignore[index]
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             raise ServiceError(f"GET {WORKERS} did not answer as Ray does") from None
         with self._lock:
             for worker, at in rows:
                 if worker in self._gone and worker not in self._found:
                     name = self._gone[worker][1]
-                    self._found[worker] = WorkerDeath(worker, name, at or now, SAID)
+                    self._found[worker] = WorkerDeath(worker, name, at, SAID)
             for worker in sorted(self._found, key=lambda one: self._found[one].at)[:-_KEPT]:
                 del self._found[worker]
 
 
-def _death(row: Mapping[str, Any]) -> tuple[str, float]:
-    return str(row["worker_id"]), float(row["end_time_ms"] or 0) / 1000
+def _death(row: Mapping[str, Any], now: float) -> tuple[str, float]:
+    at = float(row["end_time_ms"] or 0) / 1000
+    return str(row["worker_id"]), at if 0 < at < now else now

@@ -101,7 +101,31 @@ def test_a_death_whose_time_is_not_said_is_one_of_now(ray: RayServe) -> None:
     assert death.at >= before
 
 
-@pytest.mark.parametrize("answer", [(500, ""), (429, {}), (200, "no JSON"), (200, {"data": None})])
+@pytest.mark.parametrize("at", ["1e15", "Infinity", "NaN"])
+def test_a_death_that_lies_ahead_of_our_clock_is_one_of_now(ray: RayServe, at: str) -> None:
+    one, before = driver(ray), SystemClock().now()
+    one.probe()
+    ray.kill("llm", "worker-2", at=None)
+    ray.forced[STATE] = (200, killed("worker-llm", at))
+    (death,) = one.probe().deaths
+    assert before <= death.at <= SystemClock().now()
+
+
+def killed(worker: str, end_time_ms: str) -> str:
+    row = f'{{"worker_id": "{worker}", "end_time_ms": {end_time_ms}}}'
+    return f'{{"data": {{"result": {{"result": [{row}]}}}}}}'
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (500, ""),
+        (429, {}),
+        (200, "no JSON"),
+        (200, {"data": None}),
+        (200, killed("worker-llm", "1" + 400 * "0")),
+    ],
+)
 def test_a_ray_that_does_not_say_why_changes_nothing_else(
     ray: RayServe, answer: tuple[int, object]
 ) -> None:
