@@ -155,6 +155,10 @@ class GpuState:
         """Tell whether its state is known: read, at fault, or too late."""
         return self._sample is not None or self._fault is not None or self._late(now)
 
+    def is_overdue(self, now: float) -> bool:
+        """Tell whether it should have answered by `now`, and nobody has said why it has not."""
+        return (self._fault is None or self._returns) and self._late(now)
+
     def has_told_all(self) -> bool:
         """Tell whether each of its collections was made, or failed, at least once."""
         return self._told >= _COLLECTIONS
@@ -173,7 +177,7 @@ class GpuState:
     ) -> GpuView:
         """Return the picture at `now` (monotonic), without anything too old."""
         fault, message = self._fault, self._fault_message
-        if (fault is None or self._returns) and backend_up and self._late(now):
+        if backend_up and self.is_overdue(now):
             fault, message = FaultReason.TIMEOUT, "the GPU does not answer"
         up = fault is None and backend_up
         frame, age = self._sample, None

@@ -299,11 +299,19 @@ class Store:
     def _take_heartbeat(self, _: HeartbeatFrame) -> None:
         # Not with each Xid: they come in storms.
         self._xids.save()
+        self._say_who_is_overdue()
         try:
             if self._last_devices is not None and self._inventory.was_reset():
                 self._take_devices(self._last_devices)
         except StorageError as error:
             self._not_stored(error)
+
+    def _say_who_is_overdue(self) -> None:
+        now = self._clock.monotonic()
+        overdue = [state.info for state in self._gpus.values() if state.is_overdue(now)]
+        for info in overdue if self._backend.up else ():
+            message = f"GPU {info.uuid}: {FaultReason.TIMEOUT}: the GPU does not answer"
+            self._complaints.say(info.uuid, message)
 
     def _not_stored(self, error: StorageError) -> None:
         self._complaints.count("inventory", "storage")

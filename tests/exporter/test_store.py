@@ -338,3 +338,25 @@ def test_busy_time_is_never_more_than_the_time_that_passed() -> None:
         bench.advance(1.0)
         bench.sample(utilization_ratio=1.0)
     assert bench.gpu().busy_seconds <= bench.clock.now - began
+
+
+def test_a_gpu_that_does_not_answer_is_logged_once_and_when_it_does_again(caplog) -> None:
+    bench = Bench(gpus=2)
+    caplog.set_level(logging.INFO)
+    for _ in range(10):
+        bench.advance(1)
+        bench.sample("GPU-1")
+        bench.store.apply(HeartbeatFrame(bench.clock.now))
+    said = [line for line in caplog.messages if "GPU-0" in line]
+    assert said == ["GPU GPU-0: timeout: the GPU does not answer"]
+    bench.sample("GPU-0")
+    assert caplog.messages[-1] == "GPU-0: well again"
+
+
+def test_while_the_driver_is_gone_no_gpu_is_said_to_be_late(caplog) -> None:
+    bench = Bench()
+    down = BackendFrame("nvml", up=False, reason=BackendReason.DRIVER_NOT_LOADED, message="gone")
+    bench.store.apply(down)
+    bench.advance(60)
+    bench.store.apply(HeartbeatFrame(bench.clock.now))
+    assert "does not answer" not in caplog.text
