@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any, TypeAlias
 
-from exporter import xids
+from exporter import cgroups, xids
 from exporter.gpu_state import HistoryPoint
 from exporter.host import HostReading
+from exporter.kernel_log import LoggedKill
+from exporter.oom_kills import OomKillLog
 from exporter.readings import Sample
 from exporter.snapshot import GpuView, Snapshot
 from exporter.xid_ledger import XidCount
@@ -56,7 +58,33 @@ def host(reading: HostReading | None) -> Json:
             "used_ratio": round(1 - (available or 0) / (total or 1), 6) if known else None,
         },
         "oom_kills": reading.oom_kills,
+        "oom_kill_log": _oom_kill_log(reading.oom_kill_log),
         "timestamp": reading.read_at,
+    }
+
+
+def _oom_kill_log(log: OomKillLog | None) -> Json | None:
+    if log is None:
+        return None
+    return {
+        "boot_id": log.boot_id,
+        "lost": log.lost,
+        "kills": [_oom_kill(one) for one in log.kills],
+    }
+
+
+def _oom_kill(one: LoggedKill) -> Json:
+    where = cgroups.place(f"0::{one.killed.cgroup}")
+    return {
+        "timestamp": one.time,
+        "sequence": one.sequence,
+        "pid": one.killed.pid,
+        "process": one.killed.process,
+        "constraint": one.killed.constraint,
+        "cgroup": one.killed.cgroup,
+        "unit": where.unit,
+        "container_id": where.container_id,
+        "pod_uid": where.pod_uid,
     }
 
 

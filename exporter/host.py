@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from exporter.clock import Clock
+from exporter.oom_kills import OomKillLog
 from serving.question import Asked, Question, Unanswered
 
 # What a page waits for all filesystems together: a server of one that is gone may not answer for days.
@@ -41,6 +42,7 @@ class HostReading:
         read_at: time (epoch).
         oom_kills: processes that the kernel killed for memory since boot.
         errors: one word for each filesystem that could not be read.
+        oom_kill_log: which processes these were; None where the kernel log is not read.
     """
 
     read_at: float
@@ -49,6 +51,7 @@ class HostReading:
     oom_kills: int | None = None
     filesystems: tuple[Filesystem, ...] = field(default=())
     errors: tuple[str, ...] = ()
+    oom_kill_log: OomKillLog | None = None
 
 
 class HostReader:

@@ -1,10 +1,11 @@
-"""Xid errors in the kernel log, `/dev/kmsg`: those of before, then each as it comes.
+"""Xid errors and kills for memory in the kernel log, `/dev/kmsg`: those of before, then as they come.
 
 The format is the kernel's, Documentation/ABI/testing/dev-kmsg: a read gives one record,
 `priority,sequence,microseconds,flags[,...];message`. The lines are those of the open kernel module,
 kernel_rc.c: `Xid (PCI:0000:17:00 GPU-I:05 GPU-CI:00): 31, pid=…, name=…, …`; without the instances
 outside of MIG, without pid and name where there is none, and without `PCI:` before driver 319.
-`SXid` lines are of NVSwitches, which are no GPUs: they are not looked at.
+`SXid` lines are of NVSwitches, which are no GPUs: they are not looked at. Those about processes that
+were killed for want of memory are in `oom_lines.py`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Protocol, TypeAlias
 
 from exporter.clock import Clock
+from exporter.oom_lines import Killed, OomLines
 
 PciAddress: TypeAlias = tuple[int, int, int]
 
@@ -27,7 +29,6 @@ _ADDRESS = r"([0-9a-fA-F]{4,8}):([0-9a-fA-F]{2}):([0-9a-fA-F]{2})(?:\.[0-7])?"
 _PCI = re.compile(_ADDRESS)
 # Only at the beginning: what else the kernel logs may hold names that a user chose.
 _XID = re.compile(rf"NVRM: Xid \((?:PCI:)?{_ADDRESS}(?: [^)]*)?\): (\d{{1,4}})\b".encode())
-_MARK = b"NVRM: Xid"
 # From here on a record was written by a program, which can write what it likes.
 _FIRST_OF_PROGRAMS = 8
 # No record of the kernel is longer.
@@ -53,6 +54,15 @@ class LoggedXid:
 
 
 @dataclass(frozen=True, slots=True)
+class LoggedKill:
+    """A process that was killed for want of memory; `time` as of an Xid."""
+
+    killed: Killed
+    time: float
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
 class LogBatch:
     """What was read in one go.
 
@@ -68,6 +78,7 @@ class LogBatch:
     lost: int = 0
     history: bool = False
     caught_up: bool = False
+    kills: tuple[LoggedKill, ...] = ()
 
 
 class LogSink(Protocol):
@@ -98,6 +109,7 @@ class KernelLog:
         self._clock = clock
         self._read = read
         self._rest = b""
+        self._oom_lines = OomLines()
         self._history = True
         self._ended = False
         self._stop = threading.Event()
@@ -135,7 +147,8 @@ class KernelLog:
         poll.register(descriptor, select.POLLIN)
         while not self._stop.is_set():
             batch, more = self._read_some(descriptor)
-            if batch.xids or batch.lost or (batch.history and batch.caught_up):
+            caught_up = batch.history and batch.caught_up
+            if batch.xids or batch.kills or batch.lost or caught_up:
                 self._sink.take_log(batch)
             if more:
                 # No pause in what is of before: until all of it is read no count is complete.
@@ -148,7 +161,7 @@ class KernelLog:
 
     def _read_some(self, descriptor: int) -> tuple[LogBatch, bool]:
         """Read until there is nothing, or for one turn; the second value says that there is more."""
-        found: list[LoggedXid] = []
+        found: list[LoggedXid | LoggedKill] = []
         last, lost, more = None, 0, True
         history, self._ended = self._history, False
         for _ in range(_RECORDS_AT_ONCE):
@@ -168,10 +181,12 @@ class KernelLog:
             last = self._take(chunk, found) or last
         self._history = history and more
         caught_up = history and not more
-        return LogBatch(tuple(found), last, lost, history, caught_up), more
+        xids = tuple(one for one in found if isinstance(one, LoggedXid))
+        kills = tuple(one for one in found if isinstance(one, LoggedKill))
+        return LogBatch(xids, last, lost, history, caught_up, kills), more
 
-    def _take(self, chunk: bytes, found: list[LoggedXid]) -> int | None:
-        """Add the Xids of a chunk, which is one record; of a pipe it may be any part of several."""
+    def _take(self, chunk: bytes, found: list[LoggedXid | LoggedKill]) -> int | None:
+        """Add what a chunk tells, which is one record; of a pipe it may be any part of several."""
         *lines, self._rest = (self._rest + chunk).split(b"\n")
         last = None
         for line in lines:
@@ -181,22 +196,30 @@ class KernelLog:
             if not mark or line.startswith(b" ") or len(fields) < 3 or not _numbers(fields[:3]):
                 continue
             last = int(fields[1])
-            if _MARK in message and int(fields[0]) < _FIRST_OF_PROGRAMS:
-                xid = self._xid(message, last, int(fields[2]))
-                found.extend([xid] if xid is not None else [])
+            if int(fields[0]) < _FIRST_OF_PROGRAMS:
+                told = self._told(message, last, int(fields[2]))
+                found.extend([told] if told is not None else [])
         if len(self._rest) > _READ_BYTES:
             self._rest = b""
         return last
 
-    def _xid(self, message: bytes, sequence: int, microseconds: int) -> LoggedXid | None:
+    def _told(
+        self, message: bytes, sequence: int, microseconds: int
+    ) -> LoggedXid | LoggedKill | None:
+        killed = self._oom_lines.take(message)
+        if killed is not None:
+            return LoggedKill(killed, self._when(microseconds), sequence)
         match = _XID.match(message)
         if match is None:
             return None
+        address = (int(match[1], 16), int(match[2], 16), int(match[3], 16))
+        return LoggedXid(address, int(match[4]), self._when(microseconds), sequence)
+
+    def _when(self, microseconds: int) -> float:
         now = self._clock.time()
         if self._history:
             now = min(now, now - self._clock.monotonic() + microseconds / 1e6)
-        address = (int(match[1], 16), int(match[2], 16), int(match[3], 16))
-        return LoggedXid(address, int(match[4]), now, sequence)
+        return now
 
 
 def pci_address(text: str) -> PciAddress | None:

@@ -137,7 +137,12 @@ def _common(environ: Mapping[str, str]) -> argparse.ArgumentParser:
         type=Path,
         metavar="DIR",
     )
-    add("--path.kmsg", _KMSG, "the kernel log, read for Xid errors; empty: not", metavar="FILE")
+    add(
+        "--path.kmsg",
+        _KMSG,
+        "the kernel log, read for Xid errors and OOM kills; empty: not",
+        metavar="FILE",
+    )
     add(
         "--container.socket",
         None,

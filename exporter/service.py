@@ -15,10 +15,11 @@ from exporter.device_sampler import Schedule
 from exporter.environment import Environment
 from exporter.gpu_state import Deadlines
 from exporter.heard_worker import Worker
-from exporter.host import HostReader
+from exporter.host import HostReader, HostReading
 from exporter.inventory import Inventory
 from exporter.kernel_log import KernelLog
 from exporter.kernel_xids import KernelXids
+from exporter.oom_kills import OomKills
 from exporter.page import Page
 from exporter.release import Release
 from exporter.service_options import ServiceOptions
@@ -59,13 +60,14 @@ class Service:
         inventory = Inventory(config.expected_gpus, options.storage_path)
         ledger = XidLedger(options.storage_path, xids.counted_from_zero())
         kernel_xids = None
+        boot = Environment().boot_id()
         if options.kmsg is not None and backends.of_this_machine(name):
-            boot = Environment().boot_id()
             kernel_xids = KernelXids(ledger, boot, clock.monotonic())
         self.store = Store(name, config.policy, deadlines, inventory, ledger, clock, kernel_xids)
         self._kernel_log = None
+        self._oom_kills = OomKills(boot, self.store)
         if options.kmsg is not None and kernel_xids is not None:
-            self._kernel_log = KernelLog(options.kmsg, self.store, clock)
+            self._kernel_log = KernelLog(options.kmsg, self._oom_kills, clock)
         worker_options = _worker_options(name, config, options)
         limits = limits or Limits()
         self.release = Release(clock, limits.release, options.storage_path)
@@ -75,10 +77,10 @@ class Service:
             return start_worker(replace(worker_options, expected=known))
 
         self._supervisor = Supervisor(start, self.store, limits, clock, self.release)
-        host = HostReader(config.host_metrics.mountpoints, clock, options.procfs)
+        self._host = HostReader(config.host_metrics.mountpoints, clock, options.procfs)
         enabled = config.host_metrics.enabled
-        self.read_host = host.read_memory if enabled else None
-        self.page = Page(self.store, host.read if enabled else None)
+        self.read_host = self._read_host if enabled else None
+        self.page = Page(self.store, self._host.read if enabled else None)
 
     def start(self) -> None:
         """Start the worker."""
@@ -92,6 +94,9 @@ class Service:
         if self._kernel_log is not None:
             self._kernel_log.stop()
         self.store.close()
+
+    def _read_host(self) -> HostReading:
+        return replace(self._host.read_memory(), oom_kill_log=self._oom_kills.read())
 
     def wait_for_first_cycle(self, timeout: float) -> bool:
         """Wait until every GPU was read once; false when `timeout` seconds were not enough."""

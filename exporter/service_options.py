@@ -15,7 +15,7 @@ class ServiceOptions:
         sample_interval: seconds.
         storage_path: where the inventory is kept; None keeps it in memory.
         procfs: where host memory, OOM kills and processes are read.
-        kmsg: the kernel log, where Xid errors are told too; None reads none.
+        kmsg: the kernel log, of Xid errors and kills for memory; None reads none.
         container_socket: of Docker or Podman, which know the names of containers; None asks none.
     """
 

@@ -68,6 +68,7 @@ def test_both_say_the_same(bench, procfs) -> None:
                 "used_ratio": 0.85,
             },
             "oom_kills": 3,
+            "oom_kill_log": None,
             "timestamp": bench.clock.time(),
         },
     )
