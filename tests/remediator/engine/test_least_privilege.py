@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import socket
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,9 +18,10 @@ from remediator.services import ServiceDriver
 from tests.remediator.engine.dialects import Dialect, OpenAi, Request, SgLang, served
 from tests.remediator.engine.ray_dialect import RayServe
 from tests.remediator.engine.test_capabilities import SCENES
+from tests.remediator.engine.triton_dialect import Triton
 from tests.test_docs import section, text
 
-DIALECTS = sorted(set(SCENES) - {"ollama"})
+KINDS = sorted(set(services.names()) - {"ollama"})
 
 
 class Ollama(Dialect):
@@ -35,6 +37,25 @@ class Ollama(Dialect):
             return 404, {"error": "not found"}
         self.loaded = request.body.get("keep_alive") != 0
         return 200, {"done": True}
+
+
+class Vllm(OpenAi):
+    """In dev mode, and awake."""
+
+    def answer(self, request: Request) -> tuple[int, Any]:
+        if request.path in ("/health", "/is_sleeping", "/is_paused"):
+            return 200, {request.path[1:]: False}
+        return super().answer(request)
+
+
+class LlamaCpp(OpenAi):
+    """Without `--metrics`."""
+
+    def answer(self, request: Request) -> tuple[int, Any]:
+        said = {"/health": {"status": "ok"}, "/props": {}, "/slots": [{"is_processing": False}]}
+        if request.path in said:
+            return 200, said[request.path]
+        return super().answer(request)
 
 
 @pytest.fixture
@@ -58,15 +79,12 @@ def allowed(kind: str) -> set[str]:
     return set(re.findall(r"`((?:GET|POST) /[^`]*)`", line))
 
 
-def is_allowed(request: str, kind: str) -> bool:
-    method, path = request.split(" ", 1)
-    for one in allowed(kind):
-        verb, pattern = one.split(" ", 1)
-        # The proxy of an application has its route in front.
-        regex = r"(?:/llm)?" + re.escape(pattern).replace("MODEL", "[^/]+")
-        if verb == method and re.fullmatch(regex, path):
-            return True
-    return False
+def matches(request: str, line: str) -> bool:
+    """Whether a request is this one of the page."""
+    verb, path = line.split(" ", 1)
+    # The proxy of an application has its route in front.
+    regex = re.escape(path).replace("MODEL", "[^/]+")
+    return re.fullmatch(rf"{verb} (?:/llm)?{regex}", request) is not None
 
 
 def use(driver: ServiceDriver, model: str) -> None:
@@ -79,41 +97,67 @@ def use(driver: ServiceDriver, model: str) -> None:
                     what(name, 0.3)
 
 
-def others(name: str) -> Iterator[tuple[str, Dialect, dict[str, object]]]:
-    """Servers with other canaries, and those that are not well."""
-    kind = name.partition(" ")[0]
-    if kind in ("vllm", "openai"):
-        for canary in ("completion", "embedding"):
-            yield kind, OpenAi(), {"canary": canary}
-    if kind == "openai":
-        yield kind, OpenAi(), {"canary": "chat"}
+def others(kind: str) -> Iterator[tuple[Dialect, dict[str, object]]]:
+    """Servers with other canaries, those that are not well, and those that say more or less."""
+    canaries = {
+        "vllm": ("completion", "embedding"),
+        "sglang": ("completion", "embedding"),
+        "openai": ("completion", "embedding", "chat"),
+    }
+    for canary in canaries.get(kind, ()):
+        yield {"vllm": Vllm, "sglang": SgLang, "openai": OpenAi}[kind](), {"canary": canary}
     if kind == "sglang":
-        for status in ("Up", "Down"):
-            yield kind, SgLang(status=status), {"canary": "completion"}
-    if kind == "ray_serve":
-        one = RayServe()
-        one.kill("llm", "worker-2", at=1.0)
-        yield kind, one, {}
+        yield SgLang(status="Down"), {}
+    if kind == "llamacpp":
+        yield LlamaCpp(), {"canary": "embedding"}
+    if kind == "triton":
+        yield Triton(), {"canary_path": "infer"}
 
 
-@pytest.mark.parametrize("name", DIALECTS)
-def test_a_driver_asks_what_the_page_says_and_nothing_else(name: str, asked: set[str]) -> None:
-    with SCENES[name]() as one:
-        use(one.driver, one.model)
-    for kind, dialect, options in others(name):
+def other_rays(url: str) -> Iterator[ServiceDriver]:
+    """Another canary; the dashboard is down."""
+    proxy = {"application": "llm", "proxy_url": f"{url}/llm"}
+    for canary in ("chat", "embedding"):
+        yield driver("ray_serve", url, {**proxy, "canary": canary})
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        yield driver("ray_serve", f"http://127.0.0.1:{nobody.getsockname()[1]}", proxy)
+
+
+def driver(kind: str, url: str, options: dict[str, object]) -> ServiceDriver:
+    return services.create(ServiceConfig(kind, kind, url, {}, options=options), Timing())
+
+
+def use_all(kind: str) -> None:
+    for name, scene in SCENES.items():
+        if name.partition(" ")[0] == kind:
+            with scene() as one:
+                use(one.driver, one.model)
+    for dialect, options in others(kind):
         with served(dialect) as url:
-            use(
-                services.create(ServiceConfig(kind, kind, url, {}, options=options), Timing()),
-                "qwen",
-            )
-    kind = name.partition(" ")[0]
-    assert asked
-    assert {request for request in asked if not is_allowed(request, kind)} == set()
+            use(driver(kind, url, options), "qwen")
+    if kind == "ray_serve":
+        ray = RayServe()
+        with served(ray) as url:
+            for one in other_rays(url):
+                one.probe()
+                ray.kill("llm", f"{one}", at=1.0)
+                use(one, "qwen")
 
 
-def test_so_does_that_of_ollama_and_it_needs_all_of_that(asked: set[str]) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_driver_asks_what_the_page_says_and_nothing_else(kind: str, asked: set[str]) -> None:
+    use_all(kind)
+    lines = allowed(kind)
+    assert {one for one in asked if not any(matches(one, line) for line in lines)} == set()
+    assert {line for line in lines if not any(matches(one, line) for one in asked)} == set(), (
+        "it never asks that, so nobody needs to let it through"
+    )
+
+
+def test_so_does_that_of_ollama(asked: set[str]) -> None:
     with served(Ollama()) as url:
-        use(services.create(ServiceConfig("o", "ollama", url, {}), Timing()), "qwen")
+        use(driver("ollama", url, {}), "qwen")
     assert asked == allowed("ollama")
 
 
