@@ -148,3 +148,23 @@ def test_a_stop_for_heat_is_a_scale_to_0_and_its_start_goes_back_after_a_restart
     cluster.wire()
     cluster.bench.managers["ollama"].start(60)
     assert cluster.spec["replicas"] == 2
+
+
+def test_a_stop_for_heat_without_an_api_server_ends_soon_and_a_person_is_called(
+    cluster: Cluster,
+) -> None:
+    cluster.bench.card.celsius = lambda watts: 91.0
+    cluster.server.before = lambda method, path: 503
+    began = cluster.bench.clock.passed
+    cluster.bench.fire(SHUTDOWN)
+    cluster.bench.act()
+    assert cluster.bench.clock.passed - began < 30
+    incident = cluster.bench.incident(SHUTDOWN)
+    assert incident is not None
+    assert incident.state == "needs_human"
+    assert "HTTP 503" in cluster.bench.run.sentence
+    cluster.server.before = lambda method, path: None
+    cluster.bench.pass_time(240)
+    cluster.bench.fire(SHUTDOWN)
+    cluster.bench.act()
+    assert cluster.spec["replicas"] == 0, "the next notification of the same alert tries again"
