@@ -129,6 +129,15 @@ def test_only_the_exporter_sees_processes_and_only_the_remediator_has_an_account
     assert one("ServiceAccount")["metadata"]["name"] == account["name"]
 
 
+def test_what_the_remediator_writes_has_a_place_on_a_read_only_root() -> None:
+    """Commands write into temporary files, and SQLite where a sort does not fit its cache."""
+    spec = one("StatefulSet")["spec"]["template"]["spec"]
+    scratch = {volume["name"] for volume in spec["volumes"] if "emptyDir" in volume}
+    mounts = {m["mountPath"]: m["name"] for m in spec["containers"][0]["volumeMounts"]}
+    assert mounts["/tmp"] in scratch
+    assert mounts["/run/gpu-remediator-emergency"] in scratch
+
+
 def test_the_exporters_variables_are_flags() -> None:
     (container,) = one("DaemonSet")["spec"]["template"]["spec"]["containers"]
     names = {one["name"] for one in container["env"] if one["name"].startswith("GPU_EXPORTER_")}
