@@ -16,20 +16,24 @@ FORBIDDEN = {
 OURS = {"app", "cli", "engine", "http", "intake", "playbooks", "policy", "store", "web", "world"}
 
 
-@pytest.mark.parametrize(
-    "module", ["remediator.helper.command", "remediator.gpu_control.jetson_call"]
-)
-def test_what_runs_as_root_loads_little(module: str) -> None:
-    script = f"import sys, {module}; print(*sys.modules)"
+def loaded_with(module: str) -> list[str]:
+    """What is loaded in a Python that imports this and nothing else."""
     done = subprocess.run(
-        [sys.executable, "-P", "-c", script],
+        [sys.executable, "-P", "-c", f"import sys, {module}; print(*sys.modules)"],
         env={"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=60,
         check=True,
     )
-    loaded = done.stdout.split()
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize(
+    "module", ["remediator.helper.command", "remediator.gpu_control.jetson_call"]
+)
+def test_what_runs_as_root_loads_little(module: str) -> None:
+    loaded = loaded_with(module)
     assert {name.split(".")[0] for name in loaded} & FORBIDDEN == set()
     ours = {name.split(".")[1] for name in loaded if name.startswith("remediator.")}
     assert ours & OURS == set()
@@ -37,14 +41,6 @@ def test_what_runs_as_root_loads_little(module: str) -> None:
 
 
 def test_a_call_to_the_driver_loads_the_driver_library_and_no_more() -> None:
-    script = "import sys, remediator.gpu_control.nvml_call; print(*sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", script],
-        env={"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    loaded = {name.split(".")[0] for name in done.stdout.split()}
+    names = loaded_with("remediator.gpu_control.nvml_call")
+    loaded = {name.split(".")[0] for name in names}
     assert loaded & (FORBIDDEN | {"yaml"}) == {"pynvml"}
