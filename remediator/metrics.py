@@ -247,6 +247,12 @@ class RemediatorCollector(Collector):
             ["llm_service"],
             [([name], float(view.up)) for name, view in views.items() if view.up is not None],
         )
+        yield _gauge(
+            "llm_service_loading_limit_seconds",
+            "For how long a service may come up before a person is told.",
+            ["llm_service"],
+            [([name], s.config.loading_limit) for name, s in services.items()],
+        )
         yield from _probed(views)
         if durable is None:
             return
@@ -311,11 +317,13 @@ def _probed(views: dict[str, ServiceView]) -> Iterator[Metric]:
         labels=["llm_service", "model"],
     )
     loading = GaugeMetricFamily(
-        "llm_service_loading", "1 while the server says that it comes up.", labels=["llm_service"]
+        "llm_service_loading_seconds",
+        "For how long the server has said that it comes up; 0 while it says anything else.",
+        labels=["llm_service"],
     )
     for name, view in views.items():
-        if view.probe.state != "silent":
-            loading.add_metric([name], float(view.probe.state == "loading"))
+        if view.loading_seconds is not None:
+            loading.add_metric([name], view.loading_seconds)
         if view.probe.requests_running is not None:
             running.add_metric([name], view.probe.requests_running)
         if view.probe.requests_waiting is not None:

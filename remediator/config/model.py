@@ -127,7 +127,8 @@ class ServiceConfig:
     """One LLM service: a server driver with a process manager, on known GPUs.
 
     `gpus: all` means every card in the inventory; an empty list means none, never all. For
-    `start_grace` after its start a process that does not listen yet is starting, not down. Without
+    `start_grace` after its start a process that does not listen yet is starting, not down. One that
+    says for longer than `loading_limit` that it comes up is told of, and left alone. Without
     `remediate` nothing is ever done to it. Without `watch_log` its log is not read. `degraded` is a
     manager of the same server with less load, which is started in place of `manager` once it keeps
     running out of memory.
@@ -140,6 +141,7 @@ class ServiceConfig:
     gpus: Literal["all"] | tuple[Uuid, ...] = ()
     models: tuple[str, ...] = ()
     start_grace: Seconds = 120.0
+    loading_limit: Seconds = 1800.0
     remediate: bool = True
     watch_log: bool = True
     degraded: Mapping[str, Any] = field(default_factory=dict)

@@ -25,6 +25,8 @@ class Prober:
         self._watchers = watchers
         # By when each was seen: by the monotonic clock, for the other one may be set.
         self._views: dict[str, tuple[float, ServiceView]] = {}
+        # Since when (monotonic seconds) each says that it comes up.
+        self._loading_since: dict[str, float] = {}
         self._remembered: dict[str, tuple[str, ...]] = {}
         # What was last said of managers that do not answer: not again at every probe.
         self._complaints: dict[str, str] = {}
@@ -51,7 +53,8 @@ class Prober:
         """Look once."""
         probe = service.driver.probe()
         status = self._status(service)
-        view = ServiceView(probe, status, _up(probe, status), self._world.clock.now())
+        loading = self._loading_seconds(service.name, probe)
+        view = ServiceView(probe, status, _up(probe, status), self._world.clock.now(), loading)
         self._views[service.name] = (self._world.clock.monotonic(), view)
         if probe.state == "ready":
             self._remember(service, tuple(sorted(model.name for model in probe.models)))
@@ -72,6 +75,16 @@ class Prober:
         if self._complaints.pop(service.name, None) is not None:
             log.info("the manager answers again service=%s", service.name)
         return status
+
+    def _loading_seconds(self, name: str, probe: ServiceProbe) -> float | None:
+        # One that is busy with loading may miss a look: that ends nothing.
+        if probe.state == "silent":
+            return None
+        if probe.state != "loading":
+            self._loading_since.pop(name, None)
+            return 0.0
+        now = self._world.clock.monotonic()
+        return now - self._loading_since.setdefault(name, now)
 
     def _remember(self, service: Service, models: tuple[str, ...]) -> None:
         """What was loaded when it was last well; never while a run is at work on it."""

@@ -12,12 +12,17 @@ from remediator.world import Service
 
 @dataclass(frozen=True)
 class ServiceView:
-    """What was last seen of a service. `up` is None when it cannot be told."""
+    """What was last seen of a service. `up` is None when it cannot be told.
+
+    For `loading_seconds` it had said without a break that it comes up: 0 where it says anything else,
+    None where it did not answer.
+    """
 
     probe: ServiceProbe
     status: ProcessStatus | None
     up: bool | None
     seen_at: float
+    loading_seconds: float | None = None
 
 
 class Watcher(Protocol):

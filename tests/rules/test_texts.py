@@ -152,7 +152,7 @@ def test_no_text_is_broken(texts):
         ),
         ("service", "vllm had at least 2 requests at any time of the last 2 minutes"),
         ("service", "ollama could not get memory"),
-        ("service", "ray has said for 30 min that it is coming up"),
+        ("service", "ray has said for 30m 15s that it is coming up"),
         (
             "service",
             "the replicas of ray ask for come to more than its cards: 1.25 cards. The last",
