@@ -12,6 +12,7 @@ from remediator.store import Run
 from remediator.store.rows import RunState
 from remediator.targets import Target
 from tests.remediator.engine.bench import Bench
+from tests.remediator.engine.reserved import reserve
 
 Make = Callable[..., Bench]
 DOWN = "LLMServiceDown"
@@ -42,20 +43,7 @@ def worked_just_now(
     """Another run interrupted the service, and ended `ago` seconds ago."""
     now = bench.clock.now()
     with bench.store.transaction() as tx:
-        other = tx.runs.create(
-            episode_id=None,
-            playbook=playbook,
-            weight=10,
-            trigger="x",
-            target=Target("service", "ollama"),
-            locks=(),
-            state="running",
-            plan=[],
-            now=now - ago - 1,
-            expires_at=None,
-            boot_id="",
-        )
-        assert other is not None
+        other = reserve(tx, Target("service", "ollama"), now - ago - 1, playbook=playbook)
         tx.runs.mark_destructive(other.id)
         tx.runs.end(other.id, outcome, "x", "", now - ago)
 
@@ -220,21 +208,8 @@ def other_run(bench: Bench, *, weight: int, playbook: str = "other") -> Run:
     """A run that works on the service that the question is about."""
     target = Target("service", "ollama")
     with bench.store.transaction() as tx:
-        made = tx.runs.create(
-            episode_id=None,
-            playbook=playbook,
-            weight=weight,
-            trigger="x",
-            target=target,
-            locks=(target,),
-            state="running",
-            plan=[],
-            now=bench.clock.now(),
-            expires_at=None,
-            boot_id="",
-        )
-    assert made is not None
-    return made
+        now = bench.clock.now()
+        return reserve(tx, target, now, playbook=playbook, weight=weight, locks=(target,))
 
 
 def test_a_lighter_run_is_asked_to_make_way_and_has_to_be_gone_first(bench: Bench) -> None:
@@ -272,20 +247,14 @@ def test_an_approved_stop_for_heat_takes_its_card_at_once(make_bench: Make) -> N
     bench.act()
     (run,) = bench.runs
     with bench.store.transaction() as tx:
-        cap = tx.runs.create(
-            episode_id=None,
+        cap = reserve(
+            tx,
+            run.target,
+            bench.clock.now(),
             playbook="throttle-gpu",
             weight=run.weight - 1,
-            trigger="x",
-            target=run.target,
             locks=(run.target,),
-            state="running",
-            plan=[],
-            now=bench.clock.now(),
-            expires_at=None,
-            boot_id="",
         )
-    assert cap is not None
     assert approve(bench, run) is None
     with bench.store.reading() as tx:
         assert [one.id for one in tx.runs.holders((run.target,))] == [run.id]

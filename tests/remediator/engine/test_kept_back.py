@@ -22,6 +22,7 @@ from remediator.store import Run
 from remediator.targets import Target
 from tests.remediator.engine.bench import Bench
 from tests.remediator.engine.fakes import START
+from tests.remediator.engine.reserved import reserve
 
 Make = Callable[..., Bench]
 WARNING, CRITICAL, SHUTDOWN = (
@@ -413,20 +414,7 @@ def test_a_pause_before_a_step_opens_no_breaker(make_bench: Make) -> None:
     (run,) = bench.runs
     with bench.store.transaction() as tx:
         tx.set_meta(PAUSED, "a person")
-        other = tx.runs.create(
-            episode_id=None,
-            playbook="recover-hang",
-            weight=10,
-            trigger="x",
-            target=Target("service", "b"),
-            locks=(),
-            state="running",
-            plan=[],
-            now=bench.clock.now(),
-            expires_at=None,
-            boot_id="",
-        )
-        assert other is not None
+        other = reserve(tx, Target("service", "b"), bench.clock.now())
         tx.runs.mark_destructive(other.id)
         tx.runs.end(other.id, "succeeded", "verified", "", bench.clock.now())
     playbook = bench.playbooks.by_name[run.playbook]

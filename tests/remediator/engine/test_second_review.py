@@ -13,6 +13,7 @@ from remediator.errors import ManagerError
 from remediator.services import ServiceProbe
 from remediator.targets import Target
 from tests.remediator.engine.bench import Bench
+from tests.remediator.engine.reserved import reserve
 
 Make = Callable[..., Bench]
 WARNING, CRITICAL = "GPUTemperatureWarning", "GPUTemperatureCritical"
@@ -197,21 +198,15 @@ def test_a_run_that_was_overtaken_leaves_the_hold_of_who_took_over(make_bench: M
 
     def taken_over(*_: object) -> None:
         with bench.store.transaction() as tx:
-            stop = tx.runs.create(
-                episode_id=None,
+            stop = reserve(
+                tx,
+                Target("gpu", bench.uuids[0]),
+                bench.clock.now(),
                 playbook="emergency-stop",
                 weight=90,
                 safe=True,
                 trigger=SHUTDOWN,
-                target=Target("gpu", bench.uuids[0]),
-                locks=(),
-                state="running",
-                plan=[],
-                now=bench.clock.now(),
-                expires_at=None,
-                boot_id="",
             )
-            assert stop is not None
             tx.runs.take_over(stop.id, (Target("service", "ollama"),))
             tx.inventory.hold("ollama", "gpu-remediator", "heat", bench.clock.now())
         raise ManagerError("it does not end yet")
@@ -255,20 +250,15 @@ def test_a_rung_that_waited_for_its_service_looks_at_the_card_again(make_bench: 
     bench.fire(CRITICAL)
     (run,) = bench.evaluate()
     with bench.store.transaction() as tx:
-        other = tx.runs.create(
-            episode_id=None,
+        other = reserve(
+            tx,
+            Target("service", "ollama"),
+            bench.clock.now(),
             playbook="recover-oom",
             weight=50,
             trigger=DOWN,
-            target=Target("service", "ollama"),
             locks=(Target("service", "ollama"),),
-            state="running",
-            plan=[],
-            now=bench.clock.now(),
-            expires_at=None,
-            boot_id="",
         )
-        assert other is not None
 
     def over() -> None:
         bench.card.celsius = 60.0
@@ -292,20 +282,15 @@ def test_a_run_that_only_verifies_takes_no_service_from_others(make_bench: Make)
     assert bench.run.state == "verifying"
     bench.card.celsius = 60.0
     with bench.store.transaction() as tx:
-        other = tx.runs.create(
-            episode_id=None,
+        other = reserve(
+            tx,
+            Target("service", "ollama"),
+            bench.clock.now(),
             playbook="recover-oom",
             weight=50,
             trigger=DOWN,
-            target=Target("service", "ollama"),
             locks=(Target("service", "ollama"),),
-            state="running",
-            plan=[],
-            now=bench.clock.now(),
-            expires_at=None,
-            boot_id="",
         )
-        assert other is not None
     bench.restart()
     bench.executor.execute(1)
     with bench.store.reading() as tx:

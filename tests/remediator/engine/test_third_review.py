@@ -14,6 +14,7 @@ from remediator.targets import Target
 from tests.remediator.engine.bench import Bench
 from tests.remediator.engine.hang_scene import Scene
 from tests.remediator.engine.memory_scene import MemoryScene
+from tests.remediator.engine.reserved import reserve
 
 Make = Callable[..., Bench]
 HANG, CRITICAL, NO_MEMORY = "GPUHang", "GPUMemoryCritical", "LLMServiceOutOfMemory"
@@ -188,19 +189,14 @@ def test_what_another_run_mended_in_a_moment_is_not_mended_again(make_bench: Mak
     bench.fire(CRITICAL)
     (run,) = bench.evaluate()
     with bench.store.transaction() as tx:
-        other = tx.runs.create(
-            episode_id=None,
+        other = reserve(
+            tx,
+            Target("service", "ollama"),
+            bench.clock.now(),
             playbook="recover-oom",
             weight=50,
-            safe=False,
             trigger="LLMServiceDown",
-            target=Target("service", "ollama"),
             locks=(Target("service", "ollama"),),
-            state="running",
-            plan=[],
-            now=bench.clock.now(),
-            expires_at=None,
-            boot_id="",
         )
 
     def mend() -> None:
