@@ -7,8 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from remediator.durations import format_duration
+from remediator.engine.kernel_kills import KernelKills, Machine
 from remediator.engine.watchers import ServiceView
 from remediator.error_signatures import ErrorClass, classify
+from remediator.host_reading import KernelKill
 from remediator.managers.base import ProcessIdentity, ProcessStatus, identity_from
 from remediator.oom_events import LOG, WORKER, OutOfMemoryEvent, count, lately, not_outlived
 from remediator.services import WorkerDeath
@@ -31,8 +34,9 @@ class OutOfMemoryWatch:
     What was counted is kept in the store with the count, so that a restart counts nothing twice.
     """
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, machine: Machine | None = None) -> None:
         self._world = world
+        self._kernel = KernelKills(world, machine or Machine())
         self._said: dict[str, str] = {}
         self._asked: dict[str, float] = {}
 
@@ -48,11 +52,16 @@ class OutOfMemoryWatch:
         status = view.status
         if status is None:
             return
+        self._kernel.follow(name, status.identity)
         with self._world.store.reading() as tx:
             kept = _Lives.load(tx, name)
         lives = kept.now(status.identity)
         victim = lives.victim(status.identity)
-        died = status.oom_killed is True and lives.counted != victim
+        died, logged = status.oom_killed is True, None
+        if status.oom_killed is None and lives.counted != victim:
+            # Its manager cannot tell; a process that it saw end otherwise was not killed.
+            logged = self._kernel.of(name, identity_from(victim))
+        died = (died or logged is not None) and lives.counted != victim
         if died:
             lives = replace(lives, counted=victim)
         self._not_outlived(name, status)
@@ -61,11 +70,24 @@ class OutOfMemoryWatch:
         with self._world.store.transaction() as tx:
             lives.save(tx, name)
             if died:
-                known = identity_from(victim)
-                who = f"its process ({known.told})" if known else "its process"
-                why = f"the kernel killed {who} for memory ({status.detail})"
-                evidence = {"victim": victim, "manager": status.detail}
+                why, evidence = self._killed(victim, status, logged)
                 self._count(tx, name, "killed", why, evidence, ErrorClass("out_of_memory", "host"))
+
+    def _killed(
+        self, victim: Mapping[str, Any], status: ProcessStatus, logged: KernelKill | None
+    ) -> tuple[str, dict[str, Any]]:
+        """Who says so of which process, and on what it rests."""
+        known = identity_from(victim)
+        who = f"its process ({known.told})" if known else "its process"
+        evidence: dict[str, Any] = {"victim": victim, "manager": status.detail}
+        if logged is None:
+            return f"the kernel killed {who} for memory ({status.detail})", evidence
+        age = max(0.0, self._world.clock.now() - logged.at)
+        evidence["kernel_log"] = {**asdict(logged), "age": age}
+        whose = {"cgroup": " at the limit of its cgroup", "host": " for want of the host's memory"}
+        how = whose.get(logged.constraint or "", " for memory")
+        said = f"the kernel killed {who}{how} {format_duration(age)} ago, says the kernel log"
+        return f"{said} ({status.detail})", evidence
 
     def _not_outlived(self, name: str, status: ProcessStatus) -> None:
         if status.state not in ("exited", "failed"):
