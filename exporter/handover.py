@@ -69,7 +69,7 @@ class Handover:
             return None
         successor = self._successor
         successor.read(self._teller.apply, self._teller.count_error)
-        if current is None or successor.is_ready(current.well):
+        if current is None or successor.is_ready(current, self._limits.stuck_call):
             return self._end(successor, now)
         why = self._why_hopeless(successor.heard, now)
         if why:

@@ -84,7 +84,6 @@ class HeardWorker:
         running: since when each of its driver calls has been going on.
         wants_since: since when it wants a successor, None when it does not: it reads some GPUs, and cannot
             open the driver again without blinding these.
-        well: uuids of the GPUs whose last sample was a reading.
         xids: how often it told of which Xid of which GPU.
     """
 
@@ -95,10 +94,11 @@ class HeardWorker:
         self.asked_at: float | None = None
         self.running: dict[str, float] = {}
         self.wants_since: float | None = None
-        self.well: set[str] = set()
         self.xids: Counter[tuple[str, int]] = Counter()
         self._clock = clock
         self._devices: frozenset[str] = frozenset()
+        # Whose last sample was a reading.
+        self._well: set[str] = set()
 
     @property
     def pid(self) -> int:
@@ -135,6 +135,16 @@ class HeardWorker:
             return max(self.running.values())
         return None
 
+    def reads(self, patience: float) -> set[str]:
+        """Return which GPUs (uuids) it reads now: none that it has been waiting for so many seconds.
+
+        What tells nothing itself for so long reads none.
+        """
+        now = self._clock.monotonic()
+        if now - self.heard_at >= patience:
+            return set()
+        return {uuid for uuid in self._well if now - self.running.get(uuid, now) < patience}
+
     def longest_call(self) -> float:
         """Seconds that its longest driver call has been going on."""
         now = self._clock.monotonic()
@@ -149,14 +159,14 @@ class HeardWorker:
                 elif self.wants_since is None:
                     self.wants_since = self.heard_at
             case BackendFrame() if not frame.up:
-                self.well.clear()
+                self._well.clear()
             case DevicesFrame():
                 self._devices = frozenset(info.uuid for info in frame.devices)
-                self.well &= self._devices
+                self._well &= self._devices
             case SampleFrame():
-                self.well.add(frame.uuid)
+                self._well.add(frame.uuid)
             case FaultFrame() if frame.reason is not None:
-                self.well.discard(frame.uuid)
+                self._well.discard(frame.uuid)
             case XidFrame():
                 self.xids[frame.uuid, frame.xid] += 1
             case _:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -76,12 +76,15 @@ class Successor:
                 case _:
                     self._hold(frame)
 
-    def is_ready(self, needed: Collection[str]) -> bool:
-        """Tell whether it has found all cards, and reads all of `needed` (uuids)."""
+    def is_ready(self, predecessor: HeardWorker, patience: float) -> bool:
+        """Tell whether it has found all cards, and reads all that the first one still reads.
+
+        A call that has been going on for `patience` seconds reads nothing.
+        """
         if self._backend is None or not self._backend.up:
             return False
         found = self._devices is not None and not self._devices.opening
-        return found and self.heard.well.issuperset(needed)
+        return found and self.heard.reads(patience) >= predecessor.reads(patience)
 
     def take_over(self, predecessor: Counter[tuple[str, int]]) -> Iterator[Frame]:
         """Yield what it has found, as of now, in the order in which a worker tells it.

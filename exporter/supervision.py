@@ -15,7 +15,8 @@ class Limits:
         stuck: every GPU stuck for so long is a stuck worker; a single one is left alone.
         grace: how long a worker that was asked to end may take before it counts as stuck.
         release: how long a worker may take to let go of the driver on request.
-        stuck_call: a call that has been going on for so long does not come back for a release.
+        stuck_call: a call that has been going on for so long reads nothing, and does not come back for a
+            release.
         abandoned: how many stuck workers may be left alone before no more is started.
         backoff: the first pause before a replacement; it doubles up to `backoff_limit`.
         steady: a worker that lived so long was well: the pause starts from the beginning.

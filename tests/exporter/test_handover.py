@@ -118,9 +118,9 @@ def test_a_second_that_hangs_is_given_up_and_the_first_reads_on(stage) -> None:
 
 def test_a_second_that_reads_less_and_would_open_again_itself_is_not_waited_for(stage) -> None:
     tell(stage.second, UP, found(1), read("GPU-1"), WANTS)
-    stage.run(LIMITS.settle - 1)
+    stage.run(LIMITS.settle - 1, read("GPU-0"), to=stage.first)
     assert not stage.second.asked
-    stage.run(2)
+    stage.run(2, read("GPU-0"), to=stage.first)
     assert stage.second.asked
     assert not stage.first.asked
 
@@ -143,6 +143,29 @@ def test_a_first_that_does_not_end_after_it_is_stuck(stage) -> None:
     stage.run(LIMITS.grace, read("GPU-0"), CALM)
     assert stage.sink.worker.abandoned == 1
     assert stage.sink.frames[-2:] == [read("GPU-0"), CALM]
+
+
+def test_a_first_that_tells_nothing_any_more_reads_nothing_that_the_second_would_have_to(
+    stage,
+) -> None:
+    """It was stopped, or waits for something: what it read last is no reason to wait for it."""
+    stage.first.obeys = False
+    tell(stage.second, UP, found(1), read("GPU-1"), WANTS)
+    stage.run(LIMITS.stuck_call + 0.5, CALM, to=stage.second)
+    assert stage.first.asked
+    assert not stage.second.asked
+    assert stage.sink.frames[-1] == CALM
+
+
+def test_a_card_that_hangs_the_first_is_not_waited_for(stage) -> None:
+    hung = HeartbeatFrame(0, {"GPU-0": stage.clock.now})
+    tell(stage.second, UP, found(1), read("GPU-1"))
+    stage.run(LIMITS.stuck_call - 1, hung, to=stage.first)
+    assert not stage.first.asked
+    tell(stage.second, read("GPU-1"))
+    stage.run(2, hung, to=stage.first)
+    assert stage.first.asked
+    assert not stage.second.asked
 
 
 def test_when_the_first_ends_the_second_takes_over_as_it_is(stage) -> None:
