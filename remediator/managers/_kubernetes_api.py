@@ -1,7 +1,7 @@
 """The Kubernetes API over HTTPS: a service account's token, read anew for each call, and its CA.
 
-A write that was not answered is not repeated here, and neither is it an error: whoever asked for it
-looks at the world again (`Written`). A read is repeated for some seconds: an API server that is
+A write that was not answered is not repeated here: whoever asked for it looks at the world again
+(`LostError`). A read is repeated for some seconds: an API server that is
 being replaced is back by then, or another one answers.
 """
 
@@ -19,8 +19,8 @@ from remediator.clock import Clock
 from remediator.config.strict import Seconds
 from remediator.errors import ManagerError, ServiceError, ServiceRefused
 
-Written = Literal["done", "conflict", "lost"]
-"""`conflict`: it has changed since we looked, nothing was done. `lost`: perhaps it was done."""
+Written = Literal["done", "conflict"]
+"""`conflict`: it has changed since we looked, nothing was done."""
 
 _Read = TypeVar("_Read")
 
@@ -40,6 +40,10 @@ _PAGE, _MOST_PAGES = 100, 50
 
 class AwayError(ManagerError):
     """The API server did not answer, or said "not now"; nothing was changed."""
+
+
+class LostError(ManagerError):
+    """No answer to a write, or one that leaves open whether it was, or will be, carried out."""
 
 
 class RefusedError(ManagerError):
@@ -130,6 +134,7 @@ class Api:
         Raises:
             RefusedError: the server said no.
             AwayError: it cannot be asked now, and nothing was done.
+            LostError: perhaps it was done.
         """
         return self._write("PATCH", f"{path}?fieldManager=gpu-remediator", body)
 
@@ -139,6 +144,7 @@ class Api:
         Raises:
             RefusedError: the server said no.
             AwayError: it cannot be asked now, and nothing was done.
+            LostError: perhaps it was done.
         """
         try:
             return self._write("DELETE", path, {**_DELETION, "preconditions": {"uid": uid}})
@@ -162,12 +168,12 @@ class Api:
             answer = self._call(method, path, body)
         except ServiceRefused as error:
             raise self._silent(error) from None
-        except ServiceError:
-            return "lost"
+        except ServiceError as error:
+            raise LostError(str(self._silent(error))) from None
         if answer.status == _CONFLICT:
             return "conflict"
         if answer.status in _PERHAPS_DONE:
-            return "lost"
+            raise LostError(_said(answer, method, path))
         self._check(answer, method, path)
         return "done"
 
@@ -212,12 +218,11 @@ class Api:
     def _check(self, answer: http.Answer, method: str, path: str) -> None:
         if 200 <= answer.status < 300:
             return
-        said = f"HTTP {answer.status}, {_message(answer)}"
+        said = _said(answer, method, path)
         if answer.status == _UNAUTHORIZED:
             said += f": the token in {self._token_file} is not accepted"
         elif answer.status == _FORBIDDEN:
             said += ": its service account needs deploy/kubernetes/role.yaml"
-        said = f"{method} {path.partition('?')[0]}: {said}"
         if answer.status in (_EXPIRED, _TOO_MANY, *_PERHAPS_DONE):
             raise AwayError(said)
         raise RefusedError(said, answer.status)
@@ -242,6 +247,10 @@ def is_address(url: str) -> bool:
     plain = not parts.path.strip("/") and not parts.query and "@" not in parts.netloc
     secure = parts.scheme == "https" or (parts.scheme == "http" and host in _LOOPBACK)
     return bool(host) and plain and secure
+
+
+def _said(answer: http.Answer, method: str, path: str) -> str:
+    return f"{method} {path.partition('?')[0]}: HTTP {answer.status}, {_message(answer)}"
 
 
 def _message(answer: http.Answer) -> str:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlencode
 
+from remediator.managers._kubernetes_api import RefusedError
 from remediator.managers._server_log import LONGEST_LINE, PAGE_BYTES, LogLine, LogPage
 from remediator.managers._workload import Pod
 
@@ -39,7 +40,11 @@ class PodLog:
         # The end of the process that was killed is where it says why.
         ended = pod.ended_id not in ("", pod.container_id)
         if ended and position.get("container") == pod.ended_id:
-            page = self._page(pod, pod.ended_id, after, previous=True)
+            try:
+                page = self._page(pod, pod.ended_id, after, previous=True)
+            except RefusedError:
+                # The kubelet has removed it; what runs now goes on writing.
+                page = LogPage((), {"at": after}, skipped=True)
             if not page.more:
                 ahead = {**page.position, "container": pod.container_id}
                 return LogPage(page.lines, ahead, more=True, skipped=page.skipped)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from remediator.clock import Clock
 from remediator.errors import ManagerError, OutcomeUnknown
-from remediator.managers._kubernetes_api import AwayError, Written
+from remediator.managers._kubernetes_api import AwayError, LostError, Written
 from remediator.managers._workload import Seen
 from remediator.managers._workload_client import WorkloadClient
 from remediator.waiting import wait_until
@@ -52,35 +52,38 @@ class Changes:
             ManagerError: it was refused, the API server stayed away, or somebody else changed it
                 all the time.
         """
-        said: list[Asked] = []
+        said: Asked = "conflict"
+        lost: LostError | None = None
         failed: ManagerError | None = None
         heard = self._clock.monotonic()
 
         def asked() -> bool:
-            nonlocal failed, heard
+            nonlocal said, lost, failed, heard
             try:
                 seen = self._client.look()
-                said.append("done" if done(seen) else write(seen))
-            except ManagerError as error:
+                said = "done" if done(seen) else write(seen)
+            except LostError as error:
+                lost = failed = error
+                return False
+            except AwayError as error:
                 failed = error
-                gone = self._clock.monotonic() - heard >= _AWAY_FOR
-                if not isinstance(error, AwayError) or ("lost" not in said and gone):
+                if lost is None and self._clock.monotonic() - heard >= _AWAY_FOR:
                     raise
                 return False
             failed, heard = None, self._clock.monotonic()
-            return said[-1] in ("done", "spared")
+            return said != "conflict"
 
         left = deadline - self._clock.monotonic()
         try:
             if wait_until(self._clock, left, asked, poll=_LOOK_EVERY):
-                return "spared" if said[-1] == "spared" else "done"
-        except ManagerError:
-            if "lost" not in said:
+                return "spared" if said == "spared" else "done"
+        except ManagerError as error:
+            if lost is None:
                 raise
-        if "lost" in said:
+            failed = error
+        if lost is not None:
             told = f"whether {self._client.told} was changed is not known"
-            why = f": {failed}" if failed else ""
-            raise OutcomeUnknown(f"{told}: the API server did not answer{why}")
+            raise OutcomeUnknown(f"{told}: {failed or lost}")
         raise failed or ManagerError(f"{self._client.told} is changed by others all the time")
 
     def wait(

@@ -19,7 +19,7 @@ NOT_SO = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 
 # What becomes part of a path that is asked for, and of what a process is known by.
 _NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,252}")
-_UID = re.compile(r"[A-Za-z0-9-]{1,128}")
+_UID = re.compile(r"[A-Za-z0-9-]{8,128}")
 _GPU = "nvidia.com/"
 _MAX_SENTENCE = 200
 
@@ -173,6 +173,10 @@ def _unrollable(kind: Kind, spec: Mapping[str, Any], replicas: int) -> str:
 
 
 def _asks_for_gpu(pod: Mapping[str, Any]) -> bool:
+    claims = pod.get("resourceClaims") or ()
+    if any(one.get("resourceClaimTemplateName") for one in claims):
+        # What is claimed by each pod for itself is hardly ever anything but a card.
+        return True
     limits = [(one.get("resources") or {}).get("limits") or {} for one in pod["containers"]]
     return any(name.startswith(_GPU) for one in limits for name in one)
 

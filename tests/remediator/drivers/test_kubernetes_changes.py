@@ -285,6 +285,16 @@ def test_a_rollout_that_would_not_replace_its_pods_is_refused(
     assert cluster.server.writes == []
 
 
+def test_a_card_that_is_claimed_is_one_that_is_asked_for(cluster: Scene) -> None:
+    """Dynamic resource allocation: each pod of a template gets a claim, and so a card, of its own."""
+    made = cluster.server.add("Deployment", "other", gpu=False, strategy={"type": "RollingUpdate"})
+    template = made["spec"]["template"]["spec"]
+    template["resourceClaims"] = [{"name": "card", "resourceClaimTemplateName": "one-gpu"}]
+    assert "needs a free GPU" in " ".join(cluster.manager(name="other").concerns())
+    template["resourceClaims"] = [{"name": "card", "resourceClaimName": "shared"}]
+    assert list(cluster.manager(name="other").concerns()) == []
+
+
 @pytest.mark.parametrize(("unavailable", "gpu"), [(1, True), ("100%", True), (0, False)])
 def test_a_rollout_with_room_goes_on(cluster: Scene, unavailable: int | str, gpu: bool) -> None:
     strategy = {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": unavailable}}

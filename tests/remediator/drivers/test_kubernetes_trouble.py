@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from remediator.errors import ManagerError, OutcomeUnknown
-from tests.remediator.drivers.kubernetes_scene import DEPLOYMENT, SCALE, Scene, scene
+from tests.remediator.drivers.kubernetes_scene import DEPLOYMENT, NOW, SCALE, Scene, scene
 
 BROKEN = 0
 GONE = {"type": "Ready", "status": "Unknown"}
@@ -100,6 +100,29 @@ def test_who_is_refused_after_a_lost_answer_does_not_know_what_became_of_it(
     with pytest.raises(OutcomeUnknown, match="whether deployment llm/vllm was changed is not kno"):
         manager.replace(identity, "run 7", 60)
     assert cluster.server.writes == [DEPLOYMENT]
+
+
+def test_what_the_server_said_last_is_told_of_an_outcome_that_is_not_known(
+    cluster: Scene,
+) -> None:
+    """An admission webhook that is away is an HTTP 500, and somebody has to mend it."""
+    cluster.server.before = failing(500, "PATCH")
+    with pytest.raises(OutcomeUnknown, match=r"is not known: PATCH .*: HTTP 500, made to fail"):
+        cluster.manager().stop(None, 5)
+
+
+def test_the_log_goes_on_where_that_of_the_last_container_is_gone(cluster: Scene) -> None:
+    pod = cluster.server.pod()
+    name = pod["metadata"]["name"]
+    cluster.server.logs[name, False] = [(NOW + 1, "one")]
+    log = cluster.manager().log()
+    page = log.read({}, NOW)
+    cluster.server.end(pod, 1)
+    cluster.server.logs[name, False] = [(NOW + 9, "loading")]
+    cluster.server.before = lambda method, path: 400 if "previous=true" in path else None
+    gone = log.read(page.position, NOW)
+    assert (gone.lines, gone.more, gone.skipped) == ((), True, True)
+    assert [line.text for line in log.read(gone.position, NOW).lines] == ["loading"]
 
 
 def test_how_many_there_were_is_known_also_where_it_could_not_be_kept(cluster: Scene) -> None:
