@@ -74,11 +74,8 @@ def test_two_hot_cards_give_the_service_of_both_back_once_both_are_cool(make: Ma
     assert bench.held() is None
 
 
-def test_a_stop_for_heat_that_takes_over_from_a_reset_gives_back_what_that_had_stopped(
-    make: Make,
-) -> None:
-    bench = make(playbooks=STARTS_AGAIN)
-    bench.asks_for("drain_and_reset")
+def hot_during_the_stop(bench: DeviceBench) -> None:
+    """While its service stops for a reset, a card gets hot and a stop for heat is decided."""
     stop = bench.managers["ollama"].stop
 
     def stops(*arguments: Any) -> None:
@@ -90,6 +87,14 @@ def test_a_stop_for_heat_that_takes_over_from_a_reset_gives_back_what_that_had_s
         heat(bench, 60.0)
 
     bench.managers["ollama"].stop = stops  # type: ignore[method-assign]
+
+
+def test_a_stop_for_heat_that_takes_over_from_a_reset_gives_back_what_that_had_stopped(
+    make: Make,
+) -> None:
+    bench = make(playbooks=STARTS_AGAIN)
+    bench.asks_for("drain_and_reset")
+    hot_during_the_stop(bench)
     bench.act()
     bench.execute()
     assert ends(bench) == [("device-fault", "cancelled"), ("emergency-stop", "succeeded")]
@@ -101,17 +106,7 @@ def test_a_stop_for_heat_that_takes_over_from_a_reset_gives_back_what_that_had_s
 def test_without_a_start_the_hold_of_a_stop_for_heat_says_that_it_is_for_heat(make: Make) -> None:
     bench = make()
     bench.asks_for("drain_and_reset")
-    stop = bench.managers["ollama"].stop
-
-    def stops(*arguments: Any) -> None:
-        stop(*arguments)
-        bench.managers["ollama"].stop = stop  # type: ignore[method-assign]
-        heat(bench, 95.0)
-        bench.fire(HOT)
-        bench.evaluate()
-        heat(bench, 60.0)
-
-    bench.managers["ollama"].stop = stops  # type: ignore[method-assign]
+    hot_during_the_stop(bench)
     bench.act()
     bench.execute()
     assert bench.calls() == ["stop"]
