@@ -11,8 +11,10 @@ Kind = Literal["deployment", "statefulset"]
 
 _FINISHED = ("Succeeded", "Failed")
 _OUT_OF_MEMORY, _SIGKILL = "OOMKilled", 137
-# A death is told for so long; after that it is history, also where nobody has counted it.
-_DEATH_TOLD = 3600.0
+# A death is told for so long; after that it is history, and nobody counts it any more.
+_DEATH_TOLD = 600.0
+# Pods that end within so long of one another may have ended for one reason.
+_TOGETHER = 60.0
 _SHORT = 12
 
 
@@ -187,7 +189,10 @@ class Seen:
         return "; ".join([said, *(pod.told for pod in self.there)])
 
     def _oom_killed(self, now: float) -> bool | None:
-        endings = [pod.ended for pod in self.pods if pod.ended and now - pod.ended.at < _DEATH_TOLD]
+        endings = [pod.ended for pod in self.pods if pod.ended]
+        last = max((one.at for one in endings), default=0.0)
+        since = max(now - _DEATH_TOLD, last - _TOGETHER)
+        endings = [one for one in endings if one.at > since]
         if any(one.reason == _OUT_OF_MEMORY for one in endings):
             return True
         # A container's last process may be one that its server had started; SIGKILL proves nothing.

@@ -22,6 +22,44 @@ _LOOK_EVERY = 1.0
 _AWAY_FOR = 15.0
 
 
+class _Attempt:
+    """What came of asking for one change until now."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.said: Asked = "conflict"
+        self.lost = False
+        self.failed: ManagerError | None = None
+        self._heard = clock.monotonic()
+
+    def made(self, ask: Callable[[], Asked]) -> bool:
+        """Ask once; False where it has to be looked at again.
+
+        Raises:
+            ManagerError: it would be refused again, or the API server stays away.
+        """
+        try:
+            self.said = ask()
+        except LostError as error:
+            self.lost, self.failed = True, error
+            return False
+        except AwayError as error:
+            self.failed = error
+            if not self.lost and self._clock.monotonic() - self._heard >= _AWAY_FOR:
+                raise
+            return False
+        if not self.lost:
+            self.failed = None
+        self._heard = self._clock.monotonic()
+        return self.said != "conflict"
+
+    def error(self, what: str) -> ManagerError | OutcomeUnknown:
+        """Why it did not come about."""
+        if self.lost:
+            return OutcomeUnknown(f"whether {what} was changed is not known: {self.failed}")
+        return self.failed or ManagerError(f"{what} is changed by others all the time")
+
+
 class Changes:
     """Of one workload."""
 
@@ -52,39 +90,19 @@ class Changes:
             ManagerError: it was refused, the API server stayed away, or somebody else changed it
                 all the time.
         """
-        said: Asked = "conflict"
-        lost: LostError | None = None
-        failed: ManagerError | None = None
-        heard = self._clock.monotonic()
+        attempt = _Attempt(self._clock)
 
-        def asked() -> bool:
-            nonlocal said, lost, failed, heard
-            try:
-                seen = self._client.look()
-                said = "done" if done(seen) else write(seen)
-            except LostError as error:
-                lost = failed = error
-                return False
-            except AwayError as error:
-                failed = error
-                if lost is None and self._clock.monotonic() - heard >= _AWAY_FOR:
-                    raise
-                return False
-            failed, heard = None, self._clock.monotonic()
-            return said != "conflict"
+        def asked() -> Asked:
+            seen = self._client.look()
+            return "done" if done(seen) else write(seen)
 
         left = deadline - self._clock.monotonic()
         try:
-            if wait_until(self._clock, left, asked, poll=_LOOK_EVERY):
-                return "spared" if said == "spared" else "done"
+            if wait_until(self._clock, left, lambda: attempt.made(asked), poll=_LOOK_EVERY):
+                return "spared" if attempt.said == "spared" else "done"
         except ManagerError as error:
-            if lost is None:
-                raise
-            failed = error
-        if lost is not None:
-            told = f"whether {self._client.told} was changed is not known"
-            raise OutcomeUnknown(f"{told}: {failed or lost}")
-        raise failed or ManagerError(f"{self._client.told} is changed by others all the time")
+            attempt.failed = error
+        raise attempt.error(self._client.told)
 
     def wait(
         self, verb: str, deadline: float, timeout: float, missing: Callable[[Seen], str]

@@ -186,6 +186,24 @@ def test_how_the_last_container_ended(
     assert cluster.manager().status().oom_killed is None, "what is long ago is history"
 
 
+def test_a_kill_is_told_until_another_pod_ends_otherwise_or_it_is_history(
+    cluster: Scene,
+) -> None:
+    """Whoever counts deaths would take the next change of its pods for another one."""
+    cluster.server.edit("deployments", "vllm", {"spec": {"replicas": 2}})
+    cluster.server.settle()
+    cluster.server.end(cluster.server.pod(0), 137, "OOMKilled")
+    cluster.server.end(cluster.server.pod(1), 1)
+    manager = cluster.manager()
+    assert manager.status().oom_killed is True, "both at once: the one may be for the other"
+    cluster.clock.passed += 300
+    assert manager.status().oom_killed is True
+    cluster.server.end(cluster.server.pod(1), 1)
+    assert manager.status().oom_killed is False
+    cluster.clock.passed += 660
+    assert manager.status().oom_killed is None
+
+
 def test_what_the_kubelet_is_about_to_start_again_is_starting(cluster: Scene) -> None:
     cluster.server.end(cluster.server.pod(), 137, "OOMKilled", waits="CrashLoopBackOff")
     manager = cluster.manager()

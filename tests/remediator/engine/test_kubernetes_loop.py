@@ -168,3 +168,13 @@ def test_a_stop_for_heat_without_an_api_server_ends_soon_and_a_person_is_called(
     cluster.bench.fire(SHUTDOWN)
     cluster.bench.act()
     assert cluster.spec["replicas"] == 0, "the next notification of the same alert tries again"
+
+
+def test_what_a_person_scaled_to_0_is_not_started(cluster: Cluster) -> None:
+    cluster.server.edit("deployments", "vllm", {"spec": {"replicas": 0}})
+    cluster.server.settle()
+    cluster.bench.drivers["ollama"].probe = lambda: ServiceProbe("refused", "refused")
+    cluster.bench.fire(DOWN, service="ollama")
+    cluster.bench.act()
+    assert cluster.spec["replicas"] == 0
+    assert cluster.server.writes == []
