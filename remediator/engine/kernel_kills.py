@@ -129,8 +129,7 @@ class KernelKills:
             return None
         if log is None or not log.boot_id or log.boot_id != self.machine.boot_id():
             return None
-        found = (one for one in reversed(log.kills) if self._is_of(one, ended, now))
-        return next(found, None)
+        return next((one for one in log.kills if self._is_of(one, ended, now)), None)
 
     def _is_of(self, kill: KernelKill, ended: _Ended, now: float) -> bool:
         seen = ended.seen

@@ -322,6 +322,17 @@ def test_one_that_died_while_the_remediator_was_away_is_known_by_what_it_kept(sc
     assert scene.look(3) == 1, "once"
 
 
+def test_a_line_of_before_it_was_last_seen_is_none_of_it_after_a_restart_either(
+    scene: Scene,
+) -> None:
+    scene.look(30)
+    gone = scene.dies()
+    scene.logs(gone.pid, ago=80)
+    scene.clock.advance(5)
+    scene.begin()
+    assert scene.look(3) == 0
+
+
 def test_what_died_too_long_ago_is_not_counted_any_more(scene: Scene) -> None:
     scene.look()
     scene.logs(scene.dies().pid)
