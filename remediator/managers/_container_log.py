@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator, Mapping
-from datetime import datetime
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from remediator.managers._server_log import LONGEST_LINE, PAGE_BYTES, LogLine, LogPage
+from remediator.managers._server_log import PAGE_BYTES, LogPage, stamped_page
 
 _HEADER = struct.Struct(">BxxxL")
 _STREAMS = (0, 1, 2)
@@ -32,20 +31,7 @@ class ContainerLog:
         query = f"stdout=1&stderr=1&timestamps=1&follow=0&since={int(after)}"
         data = self._fetch(query, PAGE_BYTES)
         cut = len(data) >= PAGE_BYTES
-        lines = tuple(line for line in _lines(data, cut=cut) if (line.at or 0.0) > after)
-        if cut and not lines:
-            # More than a page within one second: it is passed over.
-            return LogPage((), {"at": float(int(after) + 1)}, more=True, skipped=True)
-        last = max((line.at or 0.0 for line in lines), default=after)
-        return LogPage(lines, {"at": last}, more=cut)
-
-
-def _lines(data: bytes, *, cut: bool) -> Iterator[LogLine]:
-    for raw in _payload(data, cut=cut).splitlines():
-        stamp, _, text = raw.partition(b" ")
-        at = _unix(stamp.decode("ascii", "replace"))
-        if at is not None:
-            yield LogLine(text.decode("utf-8", "replace")[:LONGEST_LINE], at)
+        return stamped_page(_payload(data, cut=cut), after, cut=cut)
 
 
 def _payload(data: bytes, *, cut: bool) -> bytes:
@@ -64,11 +50,3 @@ def _payload(data: bytes, *, cut: bool) -> bytes:
             whole += b"\n"
         place = begin + length
     return bytes(whole)
-
-
-def _unix(stamp: str) -> float | None:
-    """Unix seconds of an RFC 3339 time with nanoseconds."""
-    try:
-        return datetime.fromisoformat(stamp).timestamp()
-    except ValueError:
-        return None

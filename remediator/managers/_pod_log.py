@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlencode
 
 from remediator.managers._kubernetes_api import RefusedError
-from remediator.managers._server_log import LONGEST_LINE, PAGE_BYTES, LogLine, LogPage
+from remediator.managers._server_log import PAGE_BYTES, LogPage, stamped_page
 from remediator.managers._workload import Pod
 
 # The server may give a little more than it was asked for.
@@ -57,26 +58,9 @@ class PodLog:
             query["previous"] = "true"
         data = self._fetch(pod, urlencode(query), PAGE_BYTES + _MARGIN)
         cut = len(data) >= PAGE_BYTES
-        lines = tuple(line for line in _lines(data, cut=cut) if (line.at or 0.0) > after)
-        if cut and not lines:
-            # More than a page within one second: it is passed over.
-            position = {"container": container, "at": float(int(after) + 1)}
-            return LogPage((), position, more=True, skipped=True)
-        last = max((line.at or 0.0 for line in lines), default=after)
-        return LogPage(lines, {"container": container, "at": last}, more=cut)
-
-
-def _lines(data: bytes, *, cut: bool) -> list[LogLine]:
-    whole = data[: data.rfind(b"\n") + 1] if cut else data
-    found = []
-    for raw in whole.splitlines():
-        stamp, _, text = raw.partition(b" ")
-        try:
-            at = datetime.fromisoformat(stamp.decode("ascii", "replace")).timestamp()
-        except ValueError:
-            continue
-        found.append(LogLine(text.decode("utf-8", "replace")[:LONGEST_LINE], at))
-    return found
+        whole = data[: data.rfind(b"\n") + 1] if cut else data
+        page = stamped_page(whole, after, cut=cut)
+        return replace(page, position={**page.position, "container": container})
 
 
 def _rfc3339(unix: float) -> str:

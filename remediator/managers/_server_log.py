@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Protocol, runtime_checkable
 
 PAGE_BYTES = 256 * 1024
@@ -68,3 +69,30 @@ def whole_lines(data: bytes) -> tuple[tuple[LogLine, ...], int]:
         end = len(data)
     lines = data[:end].decode("utf-8", "replace").split("\n")
     return tuple(LogLine(line[:LONGEST_LINE]) for line in lines if line), end
+
+
+def stamped_page(data: bytes, after: float, *, cut: bool) -> LogPage:
+    """A page of lines that each begin with their time; `position` says up to when (`at`).
+
+    Args:
+        data: Whole lines, each with an RFC 3339 time and a blank before it.
+        after: Unix seconds; what is not later was read before.
+        cut: Whether there is more than could be had at once.
+    """
+    lines = tuple(line for line in _stamped(data) if (line.at or 0.0) > after)
+    if cut and not lines:
+        # More than a page within one second: it is passed over.
+        return LogPage((), {"at": float(int(after) + 1)}, more=True, skipped=True)
+    last = max((line.at or 0.0 for line in lines), default=after)
+    return LogPage(lines, {"at": last}, more=cut)
+
+
+def _stamped(data: bytes) -> Iterator[LogLine]:
+    for raw in data.splitlines():
+        stamp, _, text = raw.partition(b" ")
+        try:
+            at = datetime.fromisoformat(stamp.decode("ascii", "replace")).timestamp()
+        except ValueError:
+            # Half of a line whose beginning was cut off, or a word of the engine's own.
+            continue
+        yield LogLine(text.decode("utf-8", "replace")[:LONGEST_LINE], at)
