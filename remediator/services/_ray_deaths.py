@@ -8,25 +8,44 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlencode
 
 from remediator.errors import ServiceError
 from remediator.services._ray_details import Application
 from remediator.services.base import WorkerDeath
 
-WORKERS = "/api/v0/workers"
-QUERY = (
-    "detail=1&limit=1000&filter_keys=exit_type&filter_predicates=%3D"
-    "&filter_values=NODE_OUT_OF_MEMORY"
-)
-"""Only those that Ray's memory monitor has killed."""
+_WORKERS = "/api/v0/workers"
+_FOR_MEMORY = "NODE_OUT_OF_MEMORY"
 
 SAID = "killed due to the node running low on memory"
 """Ray's own words for it."""
 
 # Ray may say why a worker ended after Serve has missed it (seconds).
 _ASKED_FOR = 30.0
+# Of so many that are gone Ray is asked in one look.
+_AT_ONCE = 5
 _KEPT = 20
+_LONGEST_NAME = 200
+
+
+def query(worker: str) -> str:
+    """What Ray is asked about one worker.
+
+    Of one alone: the list of all that ever ended may be longer than Ray gives.
+    """
+    only = {"filter_keys": "worker_id", "filter_predicates": "=", "filter_values": worker}
+    return f"{_WORKERS}?{urlencode({'detail': 1, 'limit': 10, **only})}"
+
+
+@dataclass
+class _Gone:
+    """Since when (monotonic seconds) one is missed, what it was, and how often Ray was asked of it."""
+
+    since: float
+    name: str
+    asked: int = 0
 
 
 class WorkerDeaths:
@@ -35,8 +54,7 @@ class WorkerDeaths:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._running: dict[str, str] = {}
-        # Since when (monotonic seconds) each is missed, and what it was.
-        self._gone: dict[str, tuple[float, str]] = {}
+        self._gone: dict[str, _Gone] = {}
         self._found: dict[str, WorkerDeath] = {}
 
     @property
@@ -45,26 +63,34 @@ class WorkerDeaths:
         with self._lock:
             return tuple(sorted(self._found.values(), key=lambda one: one.at))
 
-    def saw(self, applications: Collection[Application], now: float) -> bool:
-        """Look at the replicas that are there; whether Ray is to be asked of any that is gone."""
+    def saw(self, applications: Collection[Application], now: float) -> tuple[str, ...]:
+        """Look at the replicas that are there; those that are gone of which Ray is to be asked now."""
         running: dict[str, str] = {}
         ended: dict[str, str] = {}
         for application in applications:
             for deployment in application.deployments:
-                name = f"a replica of {deployment.name} ({application.name})"
+                name = f"a replica of {deployment.name} ({application.name})"[:_LONGEST_NAME]
                 running |= {one.worker_id: name for one in deployment.replicas if one.worker_id}
                 ended |= {one.worker_id: name for one in deployment.ended if one.worker_id}
         with self._lock:
             missed = {worker: self._running[worker] for worker in self._running.keys() - running}
             for worker, name in (ended | missed).items():
-                self._gone.setdefault(worker, (now, name))
+                self._gone.setdefault(worker, _Gone(now, name))
             self._running = running
             while len(self._gone) > 100 * _KEPT:
                 self._gone.pop(next(iter(self._gone)))
-            return any(
-                worker not in self._found and now - since <= _ASKED_FOR
-                for worker, (since, _) in self._gone.items()
-            )
+            return self._next(now)
+
+    def _next(self, now: float) -> tuple[str, ...]:
+        unknown = [
+            worker
+            for worker, one in self._gone.items()
+            if worker not in self._found and now - one.since <= _ASKED_FOR
+        ]
+        turn = sorted(unknown, key=lambda worker: self._gone[worker].asked)[:_AT_ONCE]
+        for worker in turn:
+            self._gone[worker].asked += 1
+        return tuple(turn)
 
     def told(self, raw: object, now: float) -> None:
         """Take in the answer of Ray; `now` in Unix seconds.
@@ -76,13 +102,14 @@ class WorkerDeaths:
             ServiceError: it is none.
         """
         try:
-            rows = [_death(row, now) for row in raw["data"]["result"]["result"]]  # type: ignore[index]
+            listed = raw["data"]["result"]["result"]  # type: ignore[index]
+            rows = [_death(row, now) for row in listed if row["exit_type"] == _FOR_MEMORY]
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
-            raise ServiceError(f"GET {WORKERS} did not answer as Ray does") from None
+            raise ServiceError(f"GET {_WORKERS} did not answer as Ray does") from None
         with self._lock:
             for worker, at in rows:
                 if worker in self._gone and worker not in self._found:
-                    name = self._gone[worker][1]
+                    name = self._gone[worker].name
                     self._found[worker] = WorkerDeath(worker, name, at, SAID)
             for worker in sorted(self._found, key=lambda one: self._found[one].at)[:-_KEPT]:
                 del self._found[worker]

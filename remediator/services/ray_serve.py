@@ -7,7 +7,6 @@ being replaced counts as loading.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from remediator.services._calls import Deadline, api_key, check_address, count
 from remediator.services._canaries import OneAtATime
 from remediator.services._openai import Canary, ask, models_in, wait_until_served
 from remediator.services._prometheus import read_samples, total, whole
-from remediator.services._ray_deaths import QUERY, WORKERS, WorkerDeaths
+from remediator.services._ray_deaths import WorkerDeaths, query
 from remediator.services._ray_details import Application, Details, parse
 from remediator.services.base import Capabilities, Capability, ServiceProbe
 
@@ -158,12 +157,15 @@ class RayServe:
     def _look_for_deaths(self, details: Details, left: Deadline) -> None:
         """Ask why replicas that are gone have ended; a Ray that does not say is asked again."""
         mine = details.only(self._options.application)
-        if not self._deaths.saw(mine, SystemClock().monotonic()):
-            return
-        with contextlib.suppress(ServiceError):
-            answer = self._dashboard(f"{WORKERS}?{QUERY}", left)
-            if answer.status == 200:
-                self._deaths.told(answer.json(), SystemClock().now())
+        for worker in self._deaths.saw(mine, SystemClock().monotonic()):
+            try:
+                answer = self._dashboard(query(worker), left)
+                if answer.status == 200:
+                    self._deaths.told(answer.json(), SystemClock().now())
+            except ServiceTimeout:
+                return
+            except ServiceError:
+                continue
 
     def _dashboard(self, path: str, left: Deadline) -> http.Answer:
         return http.call("GET", self._endpoint + path, timeout=left.seconds(), token=self._token)

@@ -112,7 +112,7 @@ class RayServe(OpenAi):
         asked = {
             key: request.query.get(f"filter_{key}") for key in ("keys", "predicates", "values")
         }
-        assert asked == {"keys": "exit_type", "predicates": "=", "values": "NODE_OUT_OF_MEMORY"}
+        assert (asked["keys"], asked["predicates"]) == ("worker_id", "=")
         assert request.query["detail"] == "1", "end_time_ms is a detail"
         rows = [
             {
@@ -130,6 +130,7 @@ class RayServe(OpenAi):
                 "end_time_ms": int(at * 1000),
             }
             for worker, at in self.killed.items()
+            if worker == asked["values"]
         ]
         listed = {"total": 9, "num_after_truncation": 9, "num_filtered": len(rows), "result": rows}
         return {"result": True, "msg": "", "data": {"result": listed}}

@@ -112,8 +112,47 @@ def test_a_death_that_lies_ahead_of_our_clock_is_one_of_now(ray: RayServe, at: s
 
 
 def killed(worker: str, end_time_ms: str) -> str:
-    row = f'{{"worker_id": "{worker}", "end_time_ms": {end_time_ms}}}'
+    why = '"exit_type": "NODE_OUT_OF_MEMORY"'
+    row = f'{{"worker_id": "{worker}", {why}, "end_time_ms": {end_time_ms}}}'
     return f'{{"data": {{"result": {{"result": [{row}]}}}}}}'
+
+
+def test_each_is_asked_about_by_itself_and_many_in_turns(ray: RayServe) -> None:
+    one = driver(ray)
+    one.probe()
+    for number in range(12):
+        ray.kill("llm", f"worker & {number}", at=None)
+    for known in (5, 10, 11):
+        one.probe()
+        assert len(about(ray)) == known
+    assert "worker & 9" in about(ray)
+
+
+def about(ray: RayServe) -> set[str]:
+    return {request.query["filter_values"] for request in ray.asked if request.path == STATE}
+
+
+def test_a_worker_that_ended_otherwise_is_no_death_for_memory(ray: RayServe) -> None:
+    one = driver(ray)
+    one.probe()
+    ray.kill("llm", "worker-2", at=None)
+    told = killed("worker-llm", "1000").replace("NODE_OUT_OF_MEMORY", "SYSTEM_ERROR")
+    ray.forced[STATE] = (200, told)
+    assert one.probe().deaths == ()
+
+
+def test_a_long_name_does_not_fill_the_audit(ray: RayServe) -> None:
+    details = ray.details()
+    deployments = details["applications"]["llm"]["deployments"]
+    deployments["LLMServer:qwen"]["name"] = "x" * 100_000
+    ray.forced["/api/serve/applications/"] = (200, details)
+    one = driver(ray)
+    one.probe()
+    del ray.forced["/api/serve/applications/"]
+    ray.lists_the_dead = False
+    ray.kill("llm", "worker-2", at=1000.5)
+    (death,) = one.probe().deaths
+    assert len(death.name) == 200
 
 
 @pytest.mark.parametrize(
