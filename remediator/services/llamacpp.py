@@ -8,27 +8,21 @@ has the model loaded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
-from urllib.parse import urlencode
+from typing import Literal
 
-from remediator import http
 from remediator.clock import SystemClock
 from remediator.config import Timing
 from remediator.errors import ServiceError, ServiceRefused, ServiceTimeout
-from remediator.services._calls import Deadline, api_key, count, key_hint, message
+from remediator.services._calls import Deadline, api_key, count, message
 from remediator.services._canaries import OneAtATime
-from remediator.services._prometheus import read_samples, total
+from remediator.services._llamacpp_router import Router
+from remediator.services._llamacpp_server import Server, together
 from remediator.services.base import Capabilities, Capability, LoadedModel, ServiceProbe
 from remediator.waiting import wait_until
 
-_RUNNING = "llamacpp:requests_processing"
-_WAITING = "llamacpp:requests_deferred"
-# It moves with each batch; the counters of tokens only when a prompt or a request ends.
-_PROGRESS = "llamacpp:n_decode_total"
-_NAMES = frozenset((_RUNNING, _WAITING, _PROGRESS))
 # What the engine made is cut off in the middle of a character: not nice, but it made it.
 _CUT_OFF = "The model produced output that does not match"
 _POLL = 0.2
@@ -69,15 +63,6 @@ def create(endpoint: str, options: Options, timing: Timing) -> LlamaCpp:
     return LlamaCpp(endpoint, timing.probe_timeout, key, options)
 
 
-@dataclass(frozen=True)
-class _Engine:
-    """Requests and decoded batches of one model; None where that cannot be read."""
-
-    running: int | None = None
-    waiting: int | None = None
-    progress: float | None = None
-
-
 class LlamaCpp:
     """`ServiceDriver` for llama.cpp's server."""
 
@@ -86,13 +71,13 @@ class LlamaCpp:
     def __init__(
         self, endpoint: str, probe_timeout: float, api_key: str | None, options: Options
     ) -> None:
-        self._endpoint = endpoint.rstrip("/")
+        self._server = Server(endpoint, api_key)
+        self._router = Router(self._server)
         self._probe_timeout = probe_timeout
-        self._api_key = api_key
         self._metrics = options.metrics
         self._embeds = options.canary == "embedding"
         self._canaries = OneAtATime()
-        self._router: bool | None = None
+        self._is_router: bool | None = None
 
     @property
     def capabilities(self) -> Capabilities:
@@ -104,28 +89,28 @@ class LlamaCpp:
     @property
     def can_unload(self) -> bool:
         """Only a router can, as the last probe saw it."""
-        return self._router is True
+        return self._is_router is True
 
     def probe(self) -> ServiceProbe:
         """Health, what it is and whether it sleeps, models, metrics; one deadline for them all."""
         left = Deadline(self._probe_timeout)
         try:
-            health = self._get("/health", left)
+            health = self._server.get("/health", left)
             if health.status == 503 and message(health) == "Loading model":
                 return ServiceProbe("loading", "it loads its model")
             if health.status != 200:
                 return ServiceProbe("error", f"GET /health answered HTTP {health.status}")
-            props = self._props(left)
-            self._router = props.get("role") == "router"
-            if self._router:
+            props = self._server.props(left)
+            self._is_router = props.get("role") == "router"
+            if self._is_router:
                 return self._probe_router(left)
             if props.get("is_sleeping") is True:
                 return ServiceProbe("sleeping", "it sleeps until the next request")
-            names = [str(one["id"]) for one in self._listed("/v1/models", left)]
+            names = [str(one["id"]) for one in self._server.listed("/v1/models", left)]
             return self._with_engines("it answers", names, (None,), left)
         except ServiceRefused as error:
             # What comes up next may have been started in another way.
-            self._router = None
+            self._is_router = None
             return ServiceProbe("refused", str(error))
         except ServiceTimeout as error:
             return ServiceProbe("silent", str(error))
@@ -145,8 +130,8 @@ class LlamaCpp:
 
         if not wait_until(SystemClock(), left.seconds(), answers, poll=_POLL):
             raise ServiceTimeout(f"the server is not ready to serve {model}: {probes[0].detail}")
-        if self._router:
-            self._load_in_router(model, left)
+        if self._is_router:
+            self._router.load(model, left, self.canary)
             return
         served = [loaded.name for loaded in probes[0].models]
         if model not in served:
@@ -154,37 +139,14 @@ class LlamaCpp:
             raise ServiceError(f"it serves {names}, not {model}; it has only what it started with")
 
     def unload(self, model: str, timeout: float) -> None:
-        """Wait until no request uses it, and have the router end its process.
-
-        The router would cut off requests that take longer than ten seconds more. One that comes
-        between our look and the order still has those.
-        """
-        if self._router is None:
+        """Wait until no request uses it, and have the router end its process."""
+        if self._is_router is None:
             self.probe()
         if not self.can_unload:
             raise ServiceError(
                 f"a llama.cpp server that is no router cannot unload {model}; stopping it does"
             )
-        left = Deadline(timeout)
-
-        def unused() -> bool:
-            status = self._status(model, left)
-            value = status.get("value")
-            # Asked for its requests, one that sleeps would be loaded again.
-            return value in ("unloaded", "sleeping") or (
-                value == "loaded" and not self._in_use(model, left)
-            )
-
-        if not wait_until(SystemClock(), left.seconds(), unused, poll=_POLL):
-            raise ServiceTimeout(f"{model} is still loaded; it is in use")
-        if self._status(model, left).get("value") != "unloaded":
-            self._post("/models/unload", {"model": model}, left.seconds(), "the unload")
-
-        def gone() -> bool:
-            return self._status(model, left).get("value") == "unloaded"
-
-        if not wait_until(SystemClock(), left.seconds(), gone, poll=_POLL):
-            raise ServiceTimeout(f"{model} is still loaded; most likely it is in use")
+        self._router.unload(model, Deadline(timeout))
 
     def canary(self, model: str, timeout: float) -> float:
         """One token, or one embedding; a router loads nothing for it; never two canaries at once."""
@@ -194,21 +156,19 @@ class LlamaCpp:
         if self._embeds:
             path, body, key = "/v1/embeddings", {"input": "ping"}, "data"
         with self._canaries.wait(timeout) as left:
-            url = self._endpoint + path + "?autoload=false"
-            whole = {"model": model, **body}
-            answer = http.call("POST", url, timeout=left, body=whole, token=self._api_key)
+            answer = self._server.send(path + "?autoload=false", {"model": model, **body}, left)
         took = clock.monotonic() - started
         if answer.status == 500 and message(answer).startswith(_CUT_OFF):
             return took
         if answer.status != 200:
-            raise self._failed("the canary", answer)
+            raise self._server.failed("the canary", answer)
         raw = answer.json()
         if not isinstance(raw, dict) or not raw.get(key):
             raise ServiceError("the canary was not answered as llama.cpp does")
         return took
 
     def _probe_router(self, left: Deadline) -> ServiceProbe:
-        states = {str(one["id"]): _state_of(one) for one in self._listed("/models", left)}
+        states = self._router.states(left)
         loaded = [name for name, state in states.items() if state == "loaded"]
         said = f"router: {len(loaded)} model(s) loaded"
         for state in ("loading", "sleeping"):
@@ -225,136 +185,15 @@ class LlamaCpp:
         if not self._metrics:
             return ready
         try:
-            engines = [self._engine(model, left) for model in asked]
+            found = together([self._server.engine(model, left) for model in asked])
         except ServiceTimeout as error:
             return replace(
                 ready, state="silent", detail=f"{said}, but its engine does not: {error}"
             )
-        running = _sum([engine.running for engine in engines])
-        waiting = _sum([engine.waiting for engine in engines])
         return replace(
             ready,
-            detail=f"{said}; {count(running)} running, {count(waiting)} waiting",
-            requests_running=None if running is None else int(running),
-            requests_waiting=None if waiting is None else int(waiting),
-            progress=_sum([engine.progress for engine in engines]),
+            detail=f"{said}; {count(found.running)} running, {count(found.waiting)} waiting",
+            requests_running=found.running,
+            requests_waiting=found.waiting,
+            progress=found.progress,
         )
-
-    def _engine(self, model: str | None, left: Deadline) -> _Engine:
-        """What `/metrics` says; without them what runs, from `/slots`.
-
-        Raises:
-            ServiceTimeout: neither yes nor no in time: a sign of a hang.
-        """
-        query = "" if model is None else "?" + urlencode({"model": model, "autoload": "false"})
-        try:
-            answer = self._get("/metrics" + query, left)
-            samples = read_samples(answer.body, _NAMES) if answer.status == 200 else ()
-            if samples:
-                running, waiting = total(samples, _RUNNING), total(samples, _WAITING)
-                return _Engine(
-                    None if running is None else int(running),
-                    None if waiting is None else int(waiting),
-                    total(samples, _PROGRESS),
-                )
-            answer = self._get("/slots" + query, left)
-            return _Engine(_busy_slots(answer.json()) if answer.status == 200 else None)
-        except ServiceTimeout:
-            raise
-        except ServiceError:
-            return _Engine()
-
-    def _in_use(self, model: str, left: Deadline) -> bool:
-        engine = self._engine(model, left)
-        if engine.running is None:
-            raise ServiceError(
-                f"whether {model} is in use cannot be seen; start the router with --metrics"
-            )
-        return bool(engine.running or engine.waiting)
-
-    def _load_in_router(self, model: str, left: Deadline) -> None:
-        if self._status(model, left).get("value") == "unloaded":
-            self._post("/models/load", {"model": model}, left.seconds(), f"loading {model}")
-
-        def is_there() -> bool:
-            status = self._status(model, left)
-            value = status.get("value")
-            if value == "unloaded":
-                code = status.get("exit_code")
-                raise ServiceError(
-                    f"{model} could not be loaded: its process ended (exit code {code})"
-                )
-            if value == "sleeping":
-                self.canary(model, left.seconds())
-            return value == "loaded"
-
-        if not wait_until(SystemClock(), left.seconds(), is_there, poll=_POLL):
-            raise ServiceTimeout(f"{model} is not loaded in time")
-
-    def _status(self, model: str, left: Deadline) -> Mapping[str, Any]:
-        """What the router says of one model.
-
-        Raises:
-            ServiceError: it has no such model.
-        """
-        listed = {str(one["id"]): one.get("status") for one in self._listed("/models", left)}
-        if model not in listed:
-            has = ", ".join(listed) or "none"
-            raise ServiceError(f"the router has no model {model}; it has: {has}")
-        status = listed[model]
-        if not isinstance(status, dict):
-            raise ServiceError("GET /models did not answer as a llama.cpp router does")
-        return status
-
-    def _props(self, left: Deadline) -> Mapping[str, Any]:
-        answer = self._get("/props", left)
-        if answer.status != 200:
-            raise self._failed("GET /props", answer)
-        raw = answer.json()
-        if not isinstance(raw, dict):
-            raise ServiceError("GET /props did not answer as llama.cpp does")
-        return raw
-
-    def _listed(self, path: str, left: Deadline) -> list[dict[str, Any]]:
-        answer = self._get(path, left)
-        if answer.status != 200:
-            raise self._failed(f"GET {path}", answer)
-        raw = answer.json()
-        data = raw.get("data") if isinstance(raw, dict) else None
-        if not isinstance(data, list) or not all(
-            isinstance(one, dict) and isinstance(one.get("id"), str) for one in data
-        ):
-            raise ServiceError(f"GET {path} did not answer as llama.cpp does")
-        return data
-
-    def _get(self, path: str, left: Deadline) -> http.Answer:
-        # Whether it is healthy needs no key, and whoever answers there may not be it.
-        key = None if path == "/health" else self._api_key
-        return http.call("GET", self._endpoint + path, timeout=left.seconds(), token=key)
-
-    def _post(self, path: str, body: Mapping[str, Any], timeout: float, what: str) -> None:
-        url = self._endpoint + path
-        answer = http.call("POST", url, timeout=timeout, body=body, token=self._api_key)
-        if answer.status != 200:
-            raise self._failed(what, answer)
-
-    def _failed(self, what: str, answer: http.Answer) -> ServiceError:
-        hint = key_hint(self._api_key, answer.status)
-        return ServiceError(f"{what} failed (HTTP {answer.status}): {message(answer)}{hint}")
-
-
-def _state_of(listed: Mapping[str, Any]) -> str:
-    status = listed.get("status")
-    return str(status.get("value")) if isinstance(status, dict) else ""
-
-
-def _busy_slots(raw: object) -> int | None:
-    slots = raw if isinstance(raw, list) else [None]
-    busy = [slot.get("is_processing") if isinstance(slot, dict) else None for slot in slots]
-    return sum(one is True for one in busy) if all(isinstance(one, bool) for one in busy) else None
-
-
-def _sum(values: Sequence[float | None]) -> float | None:
-    """None where one is missing: a sum that it comes back to would look like progress."""
-    known = [value for value in values if value is not None]
-    return sum(known) if known and len(known) == len(values) else None
