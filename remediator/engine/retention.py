@@ -61,7 +61,7 @@ class Forgetting:
         found = tx.retention.forgettable(now - kept, _RUNS_AT_ONCE)
         # A clock that was set ahead makes nothing old.
         ended = {run.id: ages.dated(run, self._world.clock)[1] for run in found}
-        old = [number for number, at in ended.items() if at is not None and now - at > kept]
+        old = sorted(one for one, at in ended.items() if at is not None and now - at > kept)
         if not old:
             return False
         tx.retention.runs(old)

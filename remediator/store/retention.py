@@ -12,25 +12,34 @@ from collections.abc import Sequence
 from remediator.store.rows import Run
 from remediator.store.runs import Runs
 
-# The newest stop of each service and the newest resets of each card say what may be done next.
-_STILL_TELLS = """
-    SELECT run_id FROM (SELECT run_id, max(started_at) FROM steps WHERE action = 'stop_service'
-        AND coalesce(json_extract(result, '$.reason'), '') <> 'impossible' GROUP BY service)
-    UNION SELECT run_id FROM (SELECT run_id, max(started_at) FROM steps WHERE action = 'reset_gpu'
-        AND state <> 'nothing' AND coalesce(json_extract(result, '$.reason'), '') <> 'impossible'
-        GROUP BY gpu)
-    UNION SELECT run_id FROM (SELECT run_id, max(ended_at) FROM steps WHERE action = 'reset_gpu'
-        AND state = 'done' GROUP BY gpu)
+_BEGUN = "coalesce(json_extract({0}.result, '$.reason'), '') <> 'impossible'"
+_NEWEST = """
+    NOT EXISTS (SELECT 1 FROM steps AS one WHERE one.run_id = runs.id AND one.action = '{action}'
+        AND {told_by_one} AND NOT EXISTS (
+            SELECT 1 FROM steps AS later WHERE later.action = '{action}' AND later.{of} IS one.{of}
+            AND (later.{at}, later.run_id) > (one.{at}, one.run_id) AND {told_by_later}))
 """
+
+
+def _is_not_newest(action: str, of: str, at: str, told: str) -> str:
+    """That no step of the run is the newest of its kind; looks at its own steps and the newest."""
+    said = {"told_by_one": told.format("one"), "told_by_later": told.format("later")}
+    return _NEWEST.format(action=action, of=of, at=at, **said)
+
+
+# The newest stop of each service and the newest resets of each card say what may be done next.
+# `+id`: the few that ended so long ago are what is looked through, not all that there are.
 _FORGETTABLE = f"""
-    ended_at < ? AND id < (SELECT max(id) FROM runs)
+    ended_at < ? AND +id < (SELECT max(id) FROM runs)
     AND id NOT IN (SELECT run_id FROM run_locks)
     AND id NOT IN (SELECT run_id FROM leases WHERE ended_at IS NULL)
     AND coalesce(episode_id, 0) NOT IN (SELECT id FROM episodes WHERE ended_at IS NULL)
     AND NOT EXISTS (SELECT 1 FROM incidents WHERE closed_at IS NULL AND trigger = runs.trigger
         AND target_kind = runs.target_kind AND target_name = runs.target_name)
-    AND id NOT IN ({_STILL_TELLS})
-    ORDER BY id LIMIT ?
+    AND {_is_not_newest("stop_service", "service", "started_at", _BEGUN)}
+    AND {_is_not_newest("reset_gpu", "gpu", "started_at", "{0}.state <> 'nothing' AND " + _BEGUN)}
+    AND {_is_not_newest("reset_gpu", "gpu", "ended_at", "{0}.state = 'done'")}
+    ORDER BY ended_at, id LIMIT ?
 """
 
 
@@ -63,15 +72,15 @@ class Retention:
     def leases(self, before: float, most: int) -> tuple[int, ...]:
         """Forget leases that ended before then; their numbers."""
         found = self._db.execute(
-            "SELECT id FROM leases WHERE ended_at < ? AND id < (SELECT max(id) FROM leases) "
-            "ORDER BY id LIMIT ?",
+            "SELECT id FROM leases WHERE ended_at < ? AND +id < (SELECT max(id) FROM leases) "
+            "ORDER BY ended_at LIMIT ?",
             (before, most),
         ).fetchall()
         self._db.executemany("DELETE FROM leases WHERE id = ?", found)
         return tuple(row[0] for row in found)
 
     def forgettable(self, before: float, most: int) -> tuple[Run, ...]:
-        """Runs that ended before then and that nothing open rests on.
+        """Runs that ended before then and that nothing open rests on, those that ended first.
 
         Not while its episode, an incident about the same, or a lease that it took is open.
         """
@@ -93,6 +102,6 @@ class Retention:
     def _delete(self, table: str, where: str, before: float, most: int) -> int:
         return self._db.execute(
             f"DELETE FROM {table} WHERE id IN (SELECT id FROM {table} WHERE {where} "
-            f"AND id < (SELECT max(id) FROM {table}) LIMIT ?)",
+            f"AND +id < (SELECT max(id) FROM {table}) LIMIT ?)",
             (before, most),
         ).rowcount

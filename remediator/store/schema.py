@@ -223,7 +223,19 @@ ALTER TABLE leases ADD COLUMN created_monotonic REAL;
 ALTER TABLE leases ADD COLUMN boot_id TEXT NOT NULL DEFAULT '';
 """
 
-MIGRATIONS = (_V1, _V2, _V3, _V4)
+# What is forgotten is found without a look at all that is kept: deliveries wait meanwhile. Of an
+# episode that is deleted SQLite asks itself whether a run or an incident is of it.
+_V5 = """
+CREATE INDEX runs_ended ON runs (ended_at) WHERE ended_at IS NOT NULL;
+CREATE INDEX runs_episode ON runs (episode_id);
+CREATE INDEX steps_of ON steps (action, service, started_at);
+CREATE INDEX leases_ended ON leases (ended_at) WHERE ended_at IS NOT NULL;
+CREATE INDEX incidents_closed ON incidents (closed_at) WHERE closed_at IS NOT NULL;
+CREATE INDEX incidents_episode ON incidents (episode_id);
+CREATE INDEX episodes_ended ON episodes (ended_at) WHERE ended_at IS NOT NULL;
+"""
+
+MIGRATIONS = (_V1, _V2, _V3, _V4, _V5)
 
 
 def migrate(connection: sqlite3.Connection) -> None:

@@ -221,3 +221,44 @@ def test_however_much_is_old_each_look_forgets_so_much_and_the_next_goes_on(benc
         bench.housekeeper.tick()
         seen.append((count(bench, "runs"), count(bench, "deliveries")))
     assert seen == [(700, 7000), (200, 2000), (1, 1), (1, 1), (1, 1)]
+
+
+def test_what_is_forgotten_is_not_looked_for_among_all_that_is_kept(bench: Bench) -> None:
+    """Deliveries wait for the store meanwhile. Counted in instructions of SQLite: no machine is slow."""
+    add_run(bench, steps=("stop_service",))
+    numbers = "WITH RECURSIVE n(i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n WHERE i < 4000) "
+    episode = "fingerprint, number, alertname, labels, starts_at, first_seen, last_seen, ended_at"
+    run = (
+        "id, episode_id, playbook, weight, destructive, safe, trigger, target_kind, target_name, state, "
+        "plan, created_at, updated_at, ended_at, boot_id"
+    )
+    step = "run_id, seq, rung, action, service, state, intent, started_at, boot_id"
+    incident = (
+        "episode_id, trigger, target_kind, target_name, playbook, state, opened_at, updated_at"
+    )
+    now = bench.clock.now()
+    with bench.store.transaction() as tx:
+        for sql in (
+            f"INSERT INTO episodes ({episode}) SELECT 'f' || i, 1, 'A', '{{}}', ?1, ?1, ?1, "
+            "CASE WHEN i % 2 THEN ?1 ELSE ?1 - 40 * 86400 END FROM n",
+            f"INSERT INTO runs ({run}) SELECT i, 2 * (i / 2), 'p', 1, 1, 0, 'T', 'gpu', 'g', 'failed', "
+            "'[]', ?1 - old, ?1, ?1 - old, 'b' FROM "
+            "(SELECT i, CASE WHEN i < 100 THEN 401 * 86400 ELSE 0 END AS old FROM n WHERE i < 2000)",
+            f"INSERT INTO steps ({step}) SELECT i, 0, 0, 'stop_service', 'ollama', 'done', '{{}}', "
+            "?1 + i, 'b' FROM n WHERE i < 2000",
+            f"INSERT INTO incidents ({incident}, closed_at) SELECT 2 * (i / 2), 'T', 'gpu', 'g', 'p', "
+            "'refuted', ?1, ?1, ?1 FROM n WHERE i < 2000",
+        ):
+            tx._db.execute(numbers + sql, (now,))
+    spent = []
+    bench.store._db.set_progress_handler(lambda: spent.append(1000), 1000)
+    bench.housekeeper.tick()
+    bench.store._db.set_progress_handler(None, 0)
+    assert count(bench, "episodes") < 3100
+    assert count(bench, "runs") < 1910
+    assert sum(spent) < 1_000_000
+    before = len(spent)
+    bench.clock.advance(3700)
+    bench.store._db.set_progress_handler(lambda: spent.append(1000), 1000)
+    bench.housekeeper.tick()
+    assert sum(spent[before:]) < 60_000, "there is nothing any more"
