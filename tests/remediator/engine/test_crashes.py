@@ -38,6 +38,8 @@ ROOT = Path(__file__).parents[3]
 CHILD = str(Path(__file__).parent / "crash_child.py")
 POINTS = ("before the write", "after the write", "while verifying", "while capped")
 WARNING = "GPUTemperatureWarning"
+# Three lives, one after the other, are told before the first test.
+pytestmark = pytest.mark.timeout(330)
 
 
 class Exporter:
@@ -84,10 +86,9 @@ class Exporter:
 class Story:
     """Three lives of one remediator over one state directory."""
 
-    def __init__(self, folder: Path, simulator: str, eventually: Callable[..., object]) -> None:
+    def __init__(self, folder: Path, simulator: str) -> None:
         self.folder = folder
         self.simulator = simulator
-        self._eventually = eventually
         uuids = [one["uuid"] for one in call(simulator + "/api/v1/gpus")["gpus"]]
         self.cards = {uuid: Card(uuid) for uuid in uuids}
         self.uuid = dict(zip(POINTS, uuids, strict=True))
@@ -155,7 +156,7 @@ class Story:
         with log.open("wb") as sink:
             argv = [PYTHON, CHILD, str(self.config), str(self.folder / "gates.json")]
             with child(argv, env={"PYTHONPATH": str(ROOT)}, stderr=sink) as process:
-                self._eventually(lambda: process.poll() is not None or until(), seconds=40)
+                poll(lambda: process.poll() is not None or until(), log.read_text, seconds=100)
                 assert process.poll() is None, log.read_text()
                 process.kill()
 
@@ -250,7 +251,7 @@ class ReadOnly:
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     with simulated_gpus("--gpus", str(len(POINTS))) as simulator:
-        one = Story(tmp_path_factory.mktemp("crash"), simulator, poll)
+        one = Story(tmp_path_factory.mktemp("crash"), simulator)
         try:
             one.tell()
             yield one
