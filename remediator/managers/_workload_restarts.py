@@ -90,12 +90,13 @@ class Rollout(_Replacing):
         return seen.workload.unrollable or self._why_elsewhere(seen)
 
     def _why_not_replaced(self, seen: Seen, identity: ProcessIdentity) -> str:
-        why = seen.workload.not_rolled_out()
-        if seen.workload.stuck and seen.workload.observed >= seen.workload.generation:
-            raise ManagerError(
-                f"the rollout of {self._client.told} is stuck: {seen.workload.stuck}"
-            )
-        return why or super()._why_not_replaced(seen, identity)
+        workload = seen.workload
+        why = workload.not_rolled_out() or super()._why_not_replaced(seen, identity)
+        # Its controller gives up on a server that only takes long to be ready, too: that is up.
+        late = bool(why or why_not_up(seen))
+        if late and workload.stuck and workload.observed >= workload.generation:
+            raise ManagerError(f"the rollout of {self._client.told} is stuck: {workload.stuck}")
+        return why
 
 
 class PodDeletion(_Replacing):

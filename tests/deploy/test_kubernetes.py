@@ -102,7 +102,10 @@ def test_nothing_is_root_privileged_or_holds_a_card(kind: str) -> None:
     spec = one(kind)["spec"]["template"]["spec"]
     (container,) = spec["containers"]
     assert spec["securityContext"]["runAsNonRoot"] is True
-    assert spec["securityContext"]["runAsUser"] == 65534
+    shares = spec.get("hostPID", False)
+    for one_of in ("runAsUser", "runAsGroup", "fsGroup"):
+        number = spec["securityContext"][one_of]
+        assert number == (59940 if shares else 65534), "who sees all processes is nobody else"
     assert container["securityContext"] == {
         "allowPrivilegeEscalation": False,
         "readOnlyRootFilesystem": True,

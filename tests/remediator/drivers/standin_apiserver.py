@@ -195,7 +195,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        self.wfile.write(data)
+        # Who asked may have had enough.
+        with contextlib.suppress(ConnectionError):
+            self.wfile.write(data)
 
     do_GET = do_POST = do_PATCH = do_DELETE = _any  # noqa: N815 - what the base class calls
 

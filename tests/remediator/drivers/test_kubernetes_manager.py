@@ -141,6 +141,26 @@ def test_a_rollout_that_its_controller_gave_up_on_says_so_at_once(cluster: Scene
     assert cluster.clock.passed < 5
 
 
+def test_a_server_that_loads_for_longer_than_its_controller_waits_has_been_restarted(
+    cluster: Scene,
+) -> None:
+    """`progressDeadlineSeconds` is 10 minutes, and a large model takes longer."""
+    cluster.server.slow_to_be_ready = True
+    manager = cluster.manager()
+    before = manager.status().identity
+    late = {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded"}
+
+    def too_late(method: str, path: str) -> None:
+        if cluster.clock.passed > 10:
+            cluster.deployment["status"] |= {"conditions": [late]}
+
+    cluster.server.before = too_late
+    after = manager.replace(before, "run 7", 20)
+    assert manager.status().identity == after
+    assert not after.same(before)
+    assert manager.status().detail.startswith("0 of 1 ready")
+
+
 def test_a_stop_or_restart_meant_for_the_old_process_spares_the_new_one(cluster: Scene) -> None:
     for restart in ("rollout", "pod", "stop_start"):
         manager = cluster.manager(restart=restart)
