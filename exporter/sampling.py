@@ -193,8 +193,9 @@ class Collector:
                 check_at = now
                 changed = self._backend.fingerprint() != watch.fingerprint
             wanted = (troubled or changed) and not self._stuck(now)
-            self.wants_successor = wanted and self._others_would_wait()
-            if not wanted or self.wants_successor:
+            others_wait = wanted and self._others_would_wait()
+            self.wants_successor = others_wait and not self._has_stuck()
+            if not wanted or others_wait:
                 continue
             if troubled and now >= watch.opened_at + self._pause:
                 self._pause = min(self._pause * 2, self._schedule.retry_limit)
@@ -208,6 +209,10 @@ class Collector:
         if self._apart is None or session is None or session.roster.is_gone():
             return False
         return session.anyone_well()
+
+    def _has_stuck(self) -> bool:
+        # A successor knows nothing of them, and would leave its own behind: again and again.
+        return self._apart is not None and self._apart.has_stuck()
 
     def _is_troubled(self) -> bool:
         """Tell whether it did not open, or not with every GPU that was ever seen, or lost one since."""

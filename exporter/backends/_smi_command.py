@@ -37,6 +37,11 @@ class SmiCommand:
         self._timeout = timeout
         self._stuck: subprocess.Popen[str] | None = None
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the last one did not end when it was asked to, and has not since."""
+        return self._stuck is not None and self._stuck.poll() is None
+
     def run(self, *arguments: str) -> Answer:
         """Run it to its end.
 
@@ -44,10 +49,9 @@ class SmiCommand:
             Timeout: it did not end in time.
             OSError: it cannot be started.
         """
-        if self._stuck is not None:
-            if self._stuck.poll() is None:
-                raise Timeout(f"nvidia-smi {self._stuck.pid} is stuck in the driver")
-            self._stuck = None
+        if self._stuck is not None and self.is_stuck:
+            raise Timeout(f"nvidia-smi {self._stuck.pid} is stuck in the driver")
+        self._stuck = None
         process = subprocess.Popen(
             [self._program, *arguments],
             stdin=subprocess.DEVNULL,

@@ -223,3 +223,7 @@ class OpensApart(Protocol):
             BackendError: as `Backend.open`.
         """
         ...
+
+    def has_stuck(self) -> bool:
+        """Tell whether a process that it started is stuck in the driver, where one more would be, too."""
+        ...

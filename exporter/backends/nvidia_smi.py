@@ -97,6 +97,11 @@ class NvidiaSmiBackend:
                 self._apart = True
         return self._to_be_opened(program)
 
+    def has_stuck(self) -> bool:
+        """Tell whether an nvidia-smi did not end when it was asked to."""
+        commands = filter(None, (self._all, *list(self._commands.values())))
+        return any(command.is_stuck for command in commands)
+
     def fingerprint(self) -> object:
         """Return what the kernel lists."""
         return (self._environment.kernel_driver(), self._environment.driver_gpus())

@@ -68,6 +68,10 @@ class NvmlBackend:
         cards = tuple(NvmlCard(self._library, events, index) for index in range(count))
         return Enumeration((), events=events, cards=cards, versions=self._versions)
 
+    def has_stuck(self) -> bool:
+        """It starts none: who is stuck in the driver is the caller itself."""
+        return False
+
     def fingerprint(self) -> object:
         """Return what the kernel lists; NVML itself sees no change before it is opened again."""
         return (self._environment.kernel_driver(), self._environment.driver_gpus())

@@ -17,7 +17,7 @@ from exporter.config import Config, Intervals
 from exporter.device_sampler import Schedule
 from exporter.environment import Environment
 from exporter.errors import BackendError, DeviceFault, ReadingError
-from exporter.frames import DevicesFrame, Frame, SampleFrame
+from exporter.frames import DevicesFrame, FaultFrame, Frame, SampleFrame
 from exporter.readings import BackendReason, DeviceHealth, FaultReason, Sample
 from exporter.sampling import Collector
 from exporter.service import Service, ServiceOptions
@@ -390,6 +390,35 @@ def test_those_that_were_listed_once_are_opened_though_the_list_hangs_now(smi, b
     backend._apart = True
     smi.break_listing(hang=True)
     assert [one.index for one in backend.begin().cards] == [0, 1]
+
+
+def test_a_gpu_on_which_nvidia_smi_is_stuck_gets_no_successor_that_would_be_stuck_too(
+    smi, tmp_path, eventually
+) -> None:
+    told: list[Frame] = []
+    backend = NvidiaSmiBackend(Environment(tmp_path), SystemClock(), timeout=0.5, together=0.5)
+    collector = Collector(backend, Schedule(sample=0.1, check=60), told.append, SystemClock())
+    collector.start()
+    try:
+        eventually(lambda: len({one.uuid for one in told if isinstance(one, SampleFrame)}) == 2)
+        smi.break_gpu(0, hang=True, ignore_term=True)
+        stuck = eventually(
+            lambda: [one for one in told if isinstance(one, FaultFrame) and "stuck" in one.message]
+        )
+        assert stuck[0].uuid == "GPU-0"
+        assert backend.has_stuck()
+        assert not collector.wants_successor
+        smi.break_gpu(0)
+        for pid in filter(alive, smi.hung()):
+            os.killpg(pid, signal.SIGKILL)
+        # What was read of it when it was opened is old.
+        eventually(lambda: collector.wants_successor)
+        assert not backend.has_stuck()
+    finally:
+        collector.request_stop()
+        for pid in filter(alive, smi.hung()):
+            os.killpg(pid, signal.SIGKILL)
+        assert collector.join(30)
 
 
 def test_when_all_opened_by_themselves_one_run_reads_all_again(smi, backend) -> None:

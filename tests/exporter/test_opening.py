@@ -49,6 +49,7 @@ class ApartBackend:
     def __init__(self, gpus: int) -> None:
         self.cards = tuple(FakeCard(index) for index in range(gpus))
         self.begun = self.closed = 0
+        self.stuck = False
         self.events: FakeEvents | None = None
         self.on_versions = lambda: Versions("580.1", "13.0")
 
@@ -58,6 +59,9 @@ class ApartBackend:
     def begin(self) -> Enumeration:
         self.begun += 1
         return Enumeration((), cards=self.cards, events=self.events, versions=self.on_versions)
+
+    def has_stuck(self) -> bool:
+        return self.stuck
 
     def fingerprint(self) -> object:
         return None
@@ -173,6 +177,22 @@ def test_a_lost_card_closes_nothing_while_another_is_read_and_else_all(running, 
     for card in running.cards:
         card.device.on_sample = good
     eventually(lambda: running.collector.wants_successor is False and running.uuids())
+
+
+def test_while_a_process_is_stuck_in_the_driver_no_successor_is_wanted(running, eventually) -> None:
+    """It would leave one more behind, and the next one, too."""
+
+    def lost() -> None:
+        raise DeviceFault(FaultReason.LOST, "gone")
+
+    running.backend.stuck = True
+    running.cards[0].device.on_sample = lost
+    running.collector.start()
+    eventually(lambda: len(running.of(FaultFrame, "GPU-0")) >= 30)
+    assert not running.collector.wants_successor
+    assert (running.backend.begun, running.backend.closed) == (1, 0)
+    running.backend.stuck = False
+    eventually(lambda: running.collector.wants_successor)
 
 
 def test_a_card_that_was_there_before_this_process_is_looked_for(eventually) -> None:
