@@ -260,7 +260,9 @@ class Store:
             state.take_sample(frame)
             for error in frame.errors:
                 self._complaints.count("sample", error)
-            self._complaints.say(frame.uuid, "")
+            # One that takes too long does not answer, though its readings come.
+            if not state.is_overdue(self._clock.monotonic()):
+                self._complaints.say(frame.uuid, "")
 
     def _take_processes(self, frame: ProcessesFrame) -> None:
         state = self._gpus.get(frame.uuid)

@@ -11,11 +11,12 @@ from exporter.frames import (
     FaultFrame,
     HeartbeatFrame,
     ProcessesFrame,
+    SampleFrame,
 )
 from exporter.inventory import Inventory, reset
 from exporter.policy import Health
 from exporter.readings import BackendReason, FaultReason, ProcessUse
-from tests.exporter.fakes import Bench, info
+from tests.exporter.fakes import Bench, info, sample
 
 
 def fault(bench: Bench, uuid: str, reason: FaultReason | None, collector: str = "sample") -> None:
@@ -351,6 +352,22 @@ def test_a_gpu_that_does_not_answer_is_logged_once_and_when_it_does_again(caplog
     assert said == ["GPU GPU-0: timeout: the GPU does not answer"]
     bench.sample("GPU-0")
     assert caplog.messages[-1] == "GPU-0: well again"
+
+
+def test_a_gpu_whose_readings_take_too_long_is_not_said_to_be_well_with_each_of_them(
+    caplog,
+) -> None:
+    bench = Bench()
+    caplog.set_level(logging.INFO)
+    for _ in range(5):
+        begun = bench.clock.now
+        for _ in range(6):
+            bench.advance(1)
+            bench.store.apply(HeartbeatFrame(bench.clock.now))
+        bench.store.apply(SampleFrame("GPU-0", bench.clock.time(), begun, sample(), 6.0))
+    assert [line for line in caplog.messages if "GPU-0" in line] == [
+        "GPU GPU-0: timeout: the GPU does not answer"
+    ]
 
 
 def test_while_the_driver_is_gone_no_gpu_is_said_to_be_late(caplog) -> None:
