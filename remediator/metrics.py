@@ -15,11 +15,11 @@ from remediator import __version__, actions
 from remediator.counters import Counters
 from remediator.engine.gathering import BREAKER, PAUSED
 from remediator.engine.prober import Prober
-from remediator.engine.watchers import ServiceView
 from remediator.errors import StorageError
-from remediator.gpu_shares import cards_of, overcommitted
+from remediator.gpu_shares import cards_of
 from remediator.intake import Intake
 from remediator.playbooks import NOTIFY, Playbooks
+from remediator.probe_metrics import configured, gauge, probed, shares
 from remediator.store import Incident, Lease
 from remediator.store.inventory import ServiceRecord
 from remediator.store.rows import OUTCOMES
@@ -66,7 +66,7 @@ class RemediatorCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Every family."""
-        yield _gauge(
+        yield gauge(
             "remediator_build_info",
             "Version of the remediator.",
             ["version", "python_version"],
@@ -75,7 +75,7 @@ class RemediatorCollector(Collector):
         yield from self._counted()
         yield from self._counters.run_seconds.collect()
         if self._stalled is not None:
-            yield _gauge(
+            yield gauge(
                 "remediator_worker_stalled_seconds",
                 "How long the worker has not looked for what is due.",
                 [],
@@ -197,7 +197,7 @@ class RemediatorCollector(Collector):
             family = GaugeMetricFamily(name, text)
             family.add_metric([], float(value))
             yield family
-        yield _gauge(
+        yield gauge(
             "remediator_breaker_open",
             "1 while the breaker refuses destructive actions.",
             ["scope"],
@@ -207,14 +207,14 @@ class RemediatorCollector(Collector):
         records.add_metric([], durable.audit_head[0])
         yield records
         # Who scrapes this keeps the head of the chain on another machine.
-        yield _gauge(
+        yield gauge(
             "remediator_audit_head_digest",
             "The first 48 bits of the mac of the newest audit record, as a number.",
             [],
             [([], float(int(durable.audit_head[1][:12], 16)))],
         )
         store = self._world.store
-        yield _gauge(
+        yield gauge(
             "remediator_audit_anchor_failing",
             "1 while the head of the audit cannot be anchored, or is not the one that was.",
             [],
@@ -222,42 +222,13 @@ class RemediatorCollector(Collector):
         )
 
     def _services(self, durable: _Durable | None) -> Iterator[Metric]:
-        views = self._prober.views
-        services = self._world.services
-        yield _gauge(
-            "llm_service_info",
-            "Configured LLM services.",
-            ["llm_service", "driver"],
-            [([name, s.config.driver], 1) for name, s in services.items()],
-        )
-        yield _gauge(
-            "llm_service_gpu_info",
-            "Which GPU a service is configured to use.",
-            ["llm_service", "uuid"],
-            [
-                ([name, uuid], 1)
-                for name, s in services.items()
-                if s.config.gpus != "all"
-                for uuid in s.config.gpus
-            ],
-        )
-        yield _gauge(
-            "llm_service_up",
-            "1 when the service runs, 0 when it refuses connections or has exited.",
-            ["llm_service"],
-            [([name], float(view.up)) for name, view in views.items() if view.up is not None],
-        )
-        yield _gauge(
-            "llm_service_loading_limit_seconds",
-            "For how long a service may come up before a person is told.",
-            ["llm_service"],
-            [([name], s.config.loading_limit) for name, s in services.items()],
-        )
-        yield from _probed(views)
+        views, services = self._prober.views, self._world.services
+        yield from configured(services)
+        yield from probed(views)
         if durable is None:
             return
-        yield from self._shares(views, durable.cards)
-        yield _gauge(
+        yield from shares(services, views, durable.cards)
+        yield gauge(
             "llm_service_held",
             "1 while the service is held down on purpose.",
             ["llm_service"],
@@ -276,65 +247,6 @@ class RemediatorCollector(Collector):
             out_of_memory.add_metric([record.name], record.out_of_memory)
         yield from (restarts, out_of_memory)
 
-    def _shares(
-        self, views: dict[str, ServiceView], cards: dict[str, int | None]
-    ) -> Iterator[Metric]:
-        """The shares of a GPU that servers deal out, and whether there is as much."""
-        asked = GaugeMetricFamily(
-            "llm_service_gpus_asked",
-            "Sum of the shares of a GPU that its replicas are to have.",
-            labels=["llm_service"],
-        )
-        too_much = GaugeMetricFamily(
-            "llm_service_gpus_overcommitted",
-            "1 where that is more than the cards of the service.",
-            labels=["llm_service"],
-        )
-        for name, service in self._world.services.items():
-            probe = views[name].probe if name in views else None
-            if probe is None or probe.gpus_asked is None:
-                continue
-            asked.add_metric([name], probe.gpus_asked)
-            if cards[name] is not None:
-                over = overcommitted(service, probe, cards[name])
-                too_much.add_metric([name], float(over is not None))
-        yield from (asked, too_much)
-
-
-def _probed(views: dict[str, ServiceView]) -> Iterator[Metric]:
-    running = GaugeMetricFamily(
-        "llm_service_requests_running", "Requests in work.", labels=["llm_service"]
-    )
-    waiting = GaugeMetricFamily(
-        "llm_service_requests_waiting", "Requests that wait.", labels=["llm_service"]
-    )
-    progress = CounterMetricFamily(
-        "llm_service_progress", "Tokens or engine steps.", labels=["llm_service"]
-    )
-    memory = GaugeMetricFamily(
-        "llm_service_model_memory_bytes",
-        "GPU memory of a loaded model, as the server says.",
-        labels=["llm_service", "model"],
-    )
-    loading = GaugeMetricFamily(
-        "llm_service_loading_seconds",
-        "For how long the server has said that it comes up; 0 while it says anything else.",
-        labels=["llm_service"],
-    )
-    for name, view in views.items():
-        if view.loading_seconds is not None:
-            loading.add_metric([name], view.loading_seconds)
-        if view.probe.requests_running is not None:
-            running.add_metric([name], view.probe.requests_running)
-        if view.probe.requests_waiting is not None:
-            waiting.add_metric([name], view.probe.requests_waiting)
-        if view.probe.progress is not None:
-            progress.add_metric([name], view.probe.progress)
-        for model in view.probe.models:
-            if model.memory_bytes is not None:
-                memory.add_metric([name, model.name], model.memory_bytes)
-    yield from (loading, running, waiting, progress, memory)
-
 
 def registry_for(collector: RemediatorCollector) -> CollectorRegistry:
     """A registry of our own: the default one would read the world at registration."""
@@ -343,15 +255,6 @@ def registry_for(collector: RemediatorCollector) -> CollectorRegistry:
     ProcessCollector(registry=registry)
     registry.register(collector)
     return registry
-
-
-def _gauge(
-    name: str, text: str, labels: list[str], samples: Iterable[tuple[list[str], float]]
-) -> GaugeMetricFamily:
-    family = GaugeMetricFamily(name, text, labels=labels)
-    for values, value in samples:
-        family.add_metric(values, value)
-    return family
 
 
 def make_known(counters: Counters, playbooks: Playbooks) -> None:
