@@ -171,9 +171,17 @@ class EmergencyStop:
         ):
             return
         if self._began(run.target) is None:
-            about = {"target": [run.target.kind, run.target.name], "playbook": run.playbook}
             self._journal(
-                "began", run=run.id, alertname=run.trigger, sentence=finding.sentence, **about
+                "began",
+                run=run.id,
+                target=[run.target.kind, run.target.name],
+                alertname=run.trigger,
+                sentence=finding.sentence,
+                # Whoever takes it over may have lost the run with the database.
+                episode=run.episode_id,
+                playbook=run.playbook,
+                weight=run.weight,
+                plan=run.plan,
             )
         self._stop(run.target, plan, ended)
 

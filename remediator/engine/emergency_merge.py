@@ -50,8 +50,11 @@ class Merge:
 
     def _began(self, entry: Entry) -> None:
         target, tx = target_of(*entry["target"]), self._tx
-        run_id = entry["run"]
+        run_id = self._known_run(entry)
         if run_id is None:
+            # A database that was begun anew knows no episode of the one before it.
+            known = entry["episode"] is not None and tx.episodes.get(entry["episode"])
+            entry = {**entry, "episode": entry["episode"] if known else None}
             for lighter in (*tx.runs.holders((target,)), *tx.runs.followers(target)):
                 supersede(tx, lighter.id, entry["playbook"])
             run = tx.runs.create(
@@ -86,7 +89,7 @@ class Merge:
         tx.runs.mark_destructive(run_id)
         self._runs[target.key] = run_id
         what = f"run {run_id}: {entry['playbook']} on {target.key}: {entry['sentence']}"
-        self._audit("emergency_stop", what, entry, "critical")
+        self._audit("emergency_stop", what, {**entry, "run": run_id}, "critical")
 
     def _intended(self, entry: Entry) -> None:
         if entry["intent"].get("was_to_return"):
@@ -152,6 +155,11 @@ class Merge:
 
     def _step(self, run_id: int, seq: int) -> Step | None:
         return next((step for step in self._tx.runs.steps(run_id) if step.seq == seq), None)
+
+    def _known_run(self, entry: Entry) -> int | None:
+        """The run that was stopped for, where it was reserved in this very database."""
+        run = None if entry["run"] is None else self._tx.runs.get(entry["run"])
+        return run.id if run is not None and run.target == target_of(*entry["target"]) else None
 
     def _run(self, entry: Entry) -> int | None:
         """The run of an entry; its beginning may have been taken over some time ago."""

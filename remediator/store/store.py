@@ -168,9 +168,9 @@ class Store:
         self._db.execute("SAVEPOINT emergency")
         try:
             take_over(tx, entries, unreadable)
-        except sqlite3.Error:
-            raise
         except Exception as error:
+            if isinstance(error, sqlite3.Error) and not isinstance(error, sqlite3.IntegrityError):
+                raise
             # A fault of ours must not keep every later transaction from being made.
             log.exception("the emergency journal could not be taken over")
             self._db.execute("ROLLBACK TO emergency")

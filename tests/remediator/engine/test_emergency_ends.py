@@ -95,3 +95,41 @@ def test_of_the_stores_end_and_the_journals_the_later_is_kept(
     journal(bench, now + later, "done")
     assert merged(bench)[0] == end
     assert bench.audit_holds()
+
+
+@pytest.mark.parametrize("commits", [0, 1, 2, 3])
+def test_a_database_that_was_begun_anew_takes_over_what_the_one_before_it_could_not(
+    bench: Bench, commits: int
+) -> None:
+    """It was damaged, and is moved away: the journal names an episode, or a run, that is not there."""
+    bench.fire(SHUTDOWN)
+    now = bench.disk.transactions
+    bench.disk.fail_at = set(range(now + commits, now + 100_000))
+    bench.pass_time(5)
+    assert calls(bench) == ["stop 1001"]
+    bench.store.close()
+    for path in (*bench.directory.glob("remediator.db*"), bench.directory / "audit.anchor"):
+        path.unlink(missing_ok=True)
+    heal(bench)
+    bench.restart()
+    bench.fire(SHUTDOWN)
+    bench.pass_time(30)
+    assert calls(bench) == ["stop 1001"]
+    assert bench.run.state == "succeeded"
+    assert [step.state for step in bench.steps()] == ["done"]
+    (told,) = bench.events("emergency")
+    assert "follow" in told["sentence"]
+    with bench.store.reading() as tx:
+        assert tx.inventory.service("ollama").held_by == "gpu-remediator"
+    assert bench.audit_holds()
+
+
+def test_what_the_database_refuses_of_the_journal_keeps_nobody_from_writing(bench: Bench) -> None:
+    journal(bench, bench.clock.now(), "done", began=True)
+    entry = dict(bench.store.emergency.entries[1])
+    bench.store.emergency.entries[1] = {**entry, "seq": None}
+    bench.card.celsius = 60.0
+    bench.fire(SHUTDOWN)
+    (record,) = bench.events("emergency")
+    assert "could not be taken over (IntegrityError)" in record["sentence"]
+    assert bench.audit_holds()
