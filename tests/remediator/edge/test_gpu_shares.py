@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from remediator.engine.watchers import ServiceView
+from remediator.probe_metrics import shares
+from remediator.services import ServiceProbe
 from remediator.store import Store
 from tests.remediator.edge.support import (
     GPU,
@@ -92,3 +95,12 @@ def test_a_server_that_deals_in_no_shares_has_none(
     with in_process(tmp_path, services=[SERVICE], exporter={"url": exporter.url}) as made:
         made.remediator.prober.probe(made.remediator.world.services["ollama"])
         assert "llm_service_gpus_asked{" not in made.app.test_client().get("/metrics").text
+
+
+def test_a_service_that_a_reload_adds_during_a_scrape_does_not_fail_it() -> None:
+    view = ServiceView(ServiceProbe("ready", "", gpus_asked=1.25), None, True, 0.0)
+    found = {
+        family.name: [sample.value for sample in family.samples]
+        for family in shares({"new": None}, {"new": view}, {})
+    }
+    assert found == {"llm_service_gpus_asked": [1.25], "llm_service_gpus_overcommitted": []}
