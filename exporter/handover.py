@@ -94,11 +94,14 @@ class Handover:
         return ""
 
     def _begin(self, current: HeardWorker | None, now: float, may_start: bool) -> None:
-        if current is None or current.wants_since is None:
+        wants = current is not None and current.wants_since is not None
+        # While a call of it does not come back, it cannot tell whether it wants one.
+        if wants or (current is not None and current.longest_call() >= self._limits.stuck_call):
+            self._wanted_at = now
+        if current is None or not wants:
             if now - self._wanted_at >= self._limits.calm:
                 self._pause = self._limits.backoff
             return
-        self._wanted_at = now
         if not may_start or now < self._not_before or current.asked_at is not None:
             return
         heard = self._start()

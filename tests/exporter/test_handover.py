@@ -240,6 +240,24 @@ def test_while_a_card_stays_lost_the_pauses_double_and_after_calm_begin_anew(sta
     assert len(started) >= 2
 
 
+def test_a_card_that_takes_long_to_fail_is_not_tried_more_often_than_one_that_fails_at_once(
+    stage,
+) -> None:
+    started: list[float] = []
+    for _ in range(16):
+        before = len(stage.workers)
+        # It takes over without the card, which fails after twenty seconds.
+        tell(stage.workers[-1], UP, found(0))
+        opening = HeartbeatFrame(0, {"opening GPU 1": stage.clock.now})
+        for _ in range(80):
+            stage.run(0.25, read("GPU-0"), opening, to=stage.workers[-1])
+        while len(stage.workers) == before:
+            stage.run(0.25, read("GPU-0"), WANTS, to=stage.workers[-1])
+        started.append(stage.clock.now)
+    gaps = [after - before for before, after in itertools.pairwise(started)]
+    assert gaps[-1] >= LIMITS.handover_limit
+
+
 def test_an_xid_that_both_hear_counts_once_and_one_that_only_the_second_heard_too(stage) -> None:
     both, late = XidFrame("GPU-0", 1.0, 31), XidFrame("GPU-0", 2.0, 79)
     tell(stage.first, both, both)
