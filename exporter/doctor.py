@@ -173,7 +173,7 @@ def _kernel_log(path: Path) -> Finding:
     except OSError as error:
         text, _, remedy = unreadable(path, error).partition("; ")
         return Finding(ok=True, text=text, remedy=remedy or "give --path.kmsg where it is")
-    return Finding(ok=True, text=f"Xid errors: {path} can be read by this user")
+    return Finding(ok=True, text=f"Xid errors and OOM kills: {path} can be read by this user")
 
 
 def _container_names(path: Path) -> Finding:

@@ -37,6 +37,7 @@ _READ_BYTES = 1 << 14
 _RECORDS_AT_ONCE = 2000
 _PAUSE_SECONDS = 0.1
 _POLL_SECONDS = 0.5
+_WITHOUT = "Xid errors are those that the driver tells, and nobody says which processes are killed for memory"
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,10 +233,10 @@ def unreadable(path: Path, error: OSError) -> str:
     """Say why a kernel log cannot be read, and what to do."""
     if error.errno in (errno.EPERM, errno.EACCES):
         return (
-            f"{path} cannot be read without CAP_SYSLOG: Xid errors are those that the driver tells; "
+            f"{path} cannot be read without CAP_SYSLOG: {_WITHOUT}; "
             "deploy/systemd/kernel-log.conf gives it"
         )
-    return f"{path} cannot be read ({error.strerror}): Xid errors are those that the driver tells"
+    return f"{path} cannot be read ({error.strerror}): {_WITHOUT}"
 
 
 def _numbers(fields: list[bytes]) -> bool:

@@ -185,6 +185,12 @@ def test_what_was_told_of_another_process_is_not_taken_for_this_one() -> None:
     assert [one.cgroup for one in once] == ["/a", ""]
 
 
+def test_a_cause_is_that_of_the_next_kill_alone() -> None:
+    cause = "Out of memory: Kill process 11 (x) score 900 or sacrifice child"
+    twice = read(cause, killed("x", before=""), killed("y", before=""))
+    assert [one.constraint for one in twice] == ["host", None]
+
+
 @pytest.mark.parametrize(
     "line",
     [

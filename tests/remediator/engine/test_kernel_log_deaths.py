@@ -13,10 +13,13 @@ from typing import Any
 
 import pytest
 
-from remediator.engine.kernel_kills import Machine
+from remediator import managers
+from remediator.clock import SystemClock
+from remediator.engine.kernel_kills import KernelKills, Machine
 from remediator.errors import NoEvidence
 from tests.nvml_standin import Driver
-from tests.remediator.engine.processes import PYTHON, child
+from tests.remediator.engine.bench import Bench
+from tests.remediator.engine.processes import PYTHON, child, supervisord
 from tests.remediator.engine.test_real_out_of_memory import (
     SERVER,
     TOO_MUCH,
@@ -114,3 +117,18 @@ def test_one_that_the_kernel_really_kills_is_known_by_its_own_log(
     record = one.is_recovered()
     assert "at the limit of its cgroup" in record["sentence"]
     assert record["data"]["kernel_log"]["constraint"] == "cgroup"
+
+
+def test_a_program_of_supervisord_is_known_by_what_that_tells_of_it(
+    make_bench: Callable[..., Bench],
+) -> None:
+    bench = make_bench(services=("ollama",))
+    sleeps = f'command={PYTHON} -c "import time; time.sleep(600)"\nstartsecs=0\n'
+    with supervisord(f"[program:ollama]\n{sleeps}") as url:
+        context = managers.Context(SystemClock(), dict, lambda identity: None)
+        raw = {"type": "supervisord", "url": url, "process": "ollama"}
+        identity = managers.create(raw, "ollama", context).start(30)
+        KernelKills(bench.world).follow("ollama", identity)
+    with bench.store.reading() as tx:
+        kept = json.loads(tx.get_meta("seen_alive:ollama") or "{}")
+    assert kept["identity"] == identity.to_json()
