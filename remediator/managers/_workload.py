@@ -148,13 +148,22 @@ class Seen:
 
     @property
     def identity(self) -> ProcessIdentity | None:
-        """All servers that run, as one; those that end only where there is no other."""
-        running = [pod for pod in self.alive if pod.running]
-        running = running or [pod for pod in self.there if pod.running]
+        """All servers that run, as one."""
+        running = self._running
         if not running:
             return None
         started = max(pod.started_at or 0.0 for pod in running)
         return ProcessIdentity(0, started, ", ".join(sorted(pod.identity for pod in running)))
+
+    @property
+    def _running(self) -> list[Pod]:
+        """Those whose server runs; of those that end only where there is no other."""
+        running = [pod for pod in self.alive if pod.running]
+        return running or [pod for pod in self.there if pod.running]
+
+    def has(self, identity: ProcessIdentity) -> bool:
+        """Whether one of these servers runs still: all pods of a workload are one server."""
+        return any(pod.identity in identity.name for pod in self._running)
 
     @property
     def all_run(self) -> bool:

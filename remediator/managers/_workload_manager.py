@@ -47,7 +47,7 @@ class WorkloadManager:
 
         def spares(seen: Seen) -> bool:
             # That process is gone; what runs, starts or is about to start is another one.
-            return identity is not None and not identity.same(seen.identity)
+            return identity is not None and not seen.has(identity)
 
         def to_zero(seen: Seen) -> Asked:
             if spares(seen):

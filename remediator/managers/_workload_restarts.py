@@ -26,7 +26,7 @@ class _Replacing(WorkloadManager, ABC):
         deadline = self._clock.monotonic() + timeout
 
         def ask(seen: Seen) -> Asked:
-            if not identity.same(seen.identity):
+            if not seen.has(identity):
                 return "spared"
             self._changes.refuse(self._why_not_restarted(seen))
             return self._request(seen, identity, mark)
@@ -53,7 +53,7 @@ class _Replacing(WorkloadManager, ABC):
     def replacing(self, identity: ProcessIdentity, mark: str) -> bool:
         """Whether it was asked for already, by what the workload and its pods say."""
         seen = self._client.look()
-        return self._asked(seen, identity, mark) or not identity.same(seen.identity)
+        return self._asked(seen, identity, mark) or not seen.has(identity)
 
     @abstractmethod
     def _asked(self, seen: Seen, identity: ProcessIdentity, mark: str) -> bool:

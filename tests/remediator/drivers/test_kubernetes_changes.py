@@ -174,6 +174,31 @@ def test_a_pod_that_was_replaced_between_look_and_change_is_spared(cluster: Scen
     assert cluster.replicas == 1
 
 
+@pytest.mark.parametrize("how", ["rollout", "stop_start"])
+@pytest.mark.parametrize("change", ["one ended", "one more"])
+def test_of_several_pods_one_that_is_still_the_old_one_is_enough_to_act(
+    cluster: Scene, how: str, change: str
+) -> None:
+    """Or the hung one of two would stay, and count as restarted: all of them are one server."""
+    cluster.server.edit("deployments", "vllm", {"spec": {"replicas": 2}})
+    cluster.server.settle()
+    manager = cluster.manager(restart=how)
+    identity = manager.status().identity
+    cluster.clock.passed += 60
+    if change == "one ended":
+        cluster.server.end(cluster.server.pod(), 1)
+    else:
+        cluster.server.edit("deployments", "vllm", {"spec": {"replicas": 3}}, "autoscaler")
+        cluster.server.settle()
+    if how == "rollout":
+        assert not manager.replacing(identity, "run 7")
+        after = manager.replace(identity, "run 7", 60)
+        assert not any(old in after.name for old in identity.name.split(", pod "))
+    else:
+        manager.stop(identity, 60)
+        assert manager.status().state == "stopped"
+
+
 def test_who_scales_it_back_is_named(cluster: Scene) -> None:
     manager = cluster.manager()
 
