@@ -16,6 +16,10 @@ _EPISODES_KEPT = 30 * _DAY
 _AT_ONCE = 5000
 _RUNS_AT_ONCE = 500
 _EVERY = 3600.0
+# A clock that is found so far ahead may be wrong: somebody, or NTP, gets so long to set it right.
+_JUMP = _DAY
+_DOUBTED_FOR = 6 * 3600.0
+_LOOKED_AT = "forgetting_looked_at"
 
 
 class Forgetting:
@@ -24,6 +28,9 @@ class Forgetting:
     def __init__(self, world: World) -> None:
         self._world = world
         self._done_at: float | None = None
+        # By how much the wall clock was ahead of the monotonic one at the last look.
+        self._offset: float | None = None
+        self._doubted_at: float | None = None
 
     def look(self) -> None:
         """Forget what may be forgotten now.
@@ -35,10 +42,26 @@ class Forgetting:
         if self._done_at is not None and now - self._done_at < _EVERY:
             return
         with self._world.store.transaction() as tx:
-            more = self._forget(tx)
+            sure = self._is_sure(tx)
+            more = sure and self._forget(tx)
         self._done_at = None if more else now
-        while not more and self._world.store.retire_audit(self._world.config.audit.keep):
+        while sure and not more and self._world.store.retire_audit(self._world.config.audit.keep):
             pass
+
+    def _is_sure(self, tx: Transaction) -> bool:
+        """Whether the wall clock can be believed: it has not jumped ahead since somebody looked."""
+        now, at = self._world.clock.now(), self._world.clock.monotonic()
+        before, self._offset = self._offset, now - at
+        if before is None:
+            looked_at = tx.get_meta(_LOOKED_AT)
+            before = self._offset if looked_at is None else float(looked_at) - at
+        if self._offset - before > _JUMP:
+            self._doubted_at = at
+        if self._doubted_at is not None and at - self._doubted_at < _DOUBTED_FOR:
+            return False
+        self._doubted_at = None
+        tx.set_meta(_LOOKED_AT, str(now))
+        return True
 
     def _forget(self, tx: Transaction) -> bool:
         """One batch; whether there may be more."""

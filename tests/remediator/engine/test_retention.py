@@ -199,6 +199,52 @@ def test_a_clock_that_is_set_ahead_makes_no_run_old(bench: Bench) -> None:
     assert kept_runs(bench) == [1, 2]
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+@pytest.mark.parametrize("ahead", [8 * DAY, 365 * DAY, KEPT + DAY])
+def test_nothing_is_forgotten_right_after_the_clock_has_jumped_ahead(
+    bench: Bench, ahead: float, *, restarted: bool
+) -> None:
+    tables = ("deliveries", "episodes", "incidents", "leases", "runs", "audit")
+    for _ in range(2):
+        heat_up_again(bench)
+    for _ in range(2):
+        bench.fire("SomethingElse")
+        bench.resolve("SomethingElse")
+    bench.tick_housekeeper()
+    before = {table: count(bench, table) for table in tables}
+    bench.clock.set_by += ahead
+    if restarted:
+        bench.restart()
+    for _ in range(5):
+        bench.clock.advance(3601)
+        bench.tick_housekeeper()
+        if restarted:
+            bench.restart()
+    now = {table: count(bench, table) for table in tables}
+    assert now.pop("audit") >= before.pop("audit")
+    assert now == before
+    # Nobody has set it right: then it is right.
+    for _ in range(8):
+        bench.clock.advance(3601)
+        bench.tick_housekeeper()
+    assert count(bench, "deliveries") == 1
+
+
+def test_a_clock_that_was_set_right_again_is_believed_at_once(bench: Bench) -> None:
+    add_run(bench)
+    add_run(bench)
+    bench.clock.advance(KEPT)
+    bench.tick_housekeeper()
+    bench.clock.set_by += 365 * DAY
+    bench.restart()
+    bench.tick_housekeeper()
+    bench.clock.set_by -= 365 * DAY
+    bench.restart()
+    bench.clock.advance(3601)
+    bench.tick_housekeeper()
+    assert kept_runs(bench) == [2]
+
+
 def test_however_much_is_old_each_look_forgets_so_much_and_the_next_goes_on(bench: Bench) -> None:
     first = add_run(bench)
     with bench.store.transaction() as tx:
