@@ -13,6 +13,7 @@ from exporter.card_opener import CardOpener
 from exporter.clock import Clock
 from exporter.errors import BackendError, DeviceFault, ReadingError
 from exporter.frames import (
+    ENUMERATION,
     ErrorsFrame,
     FaultFrame,
     Frame,
@@ -25,7 +26,6 @@ from exporter.readings import FaultReason
 
 Emit = Callable[[Frame], None]
 _HEALTH = "health"
-_ENUMERATION = "enumeration"
 # After an Xid the driver may ask for a reset: for so long its health is read with each sample.
 _ALERT_SECONDS = 10.0
 
@@ -175,7 +175,7 @@ class DeviceSampler:
             self.backend_gone.set()
         except Exception as error:  # noqa: BLE001  a bug in opening one GPU must show, and hold up no other
             now, message = self._clock.monotonic(), f"{type(error).__name__}: {error}"
-            self._emit(FaultFrame("", now, _ENUMERATION, "bug", message=message))
+            self._emit(FaultFrame("", now, ENUMERATION, "bug", message=message))
         finally:
             self._running.end(what)
         return None
@@ -186,7 +186,7 @@ class DeviceSampler:
         while not self._stop.is_set():
             self._guarded("sample", partial(self._sample, device))
             if self._opener is not None and not self.faulted and self._opener.is_due():
-                self._guarded(_ENUMERATION, self._opener.ask_again)
+                self._guarded(ENUMERATION, self._opener.ask_again)
             for one in seldom:
                 if not self.faulted and self._is_due(one):
                     self._guarded(one.collector, one.collect)

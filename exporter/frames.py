@@ -20,6 +20,9 @@ from exporter.readings import (
     Spans,
 )
 
+ENUMERATION = "enumeration"
+"""The collector that opens the driver and its cards."""
+
 
 @dataclass(frozen=True, slots=True)
 class BackendFrame:

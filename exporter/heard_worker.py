@@ -10,6 +10,7 @@ from typing import Protocol
 from exporter.clock import Clock
 from exporter.errors import FrameError
 from exporter.frames import (
+    ENUMERATION,
     BackendFrame,
     DevicesFrame,
     FaultFrame,
@@ -19,7 +20,6 @@ from exporter.frames import (
     XidFrame,
 )
 
-ENUMERATION = "enumeration"
 _log = logging.getLogger(__name__)
 
 

@@ -13,13 +13,12 @@ from exporter.clock import Clock
 from exporter.device_sampler import DeviceSampler, Emit, Running, Schedule
 from exporter.errors import BackendError
 from exporter.event_watch import EventWatcher, TimedEvents
-from exporter.frames import BackendFrame, Frame, XidFrame
+from exporter.frames import ENUMERATION, BackendFrame, Frame, XidFrame
 from exporter.readings import BackendReason
 from exporter.roster import Roster
 from exporter.session import Session
 from exporter.version_asker import VersionAsker
 
-ENUMERATION = "enumeration"
 EVENTS = "events"
 # A call that takes longer makes opening again wait: it would hold up the healthy GPUs.
 _STUCK_SECONDS = 2.0

@@ -12,6 +12,7 @@ from exporter.clock import Clock
 from exporter.complaints import Complaints
 from exporter.errors import StorageError
 from exporter.frames import (
+    ENUMERATION,
     BackendFrame,
     DevicesFrame,
     ErrorsFrame,
@@ -186,7 +187,7 @@ class Store:
             frame.cuda_version or self._backend.cuda_version,
         )
         if not frame.up:
-            self._complaints.count("enumeration", str(frame.reason))
+            self._complaints.count(ENUMERATION, str(frame.reason))
             # Whether each card is well is not known: they are down, but without a fault.
             for info in self._inventory.missing(self._gpus):
                 self._gpus[info.uuid] = GpuState(info, self._policy, self._deadlines, now)
@@ -215,7 +216,7 @@ class Store:
         except StorageError as error:
             self._not_stored(error)
         for word in frame.errors:
-            self._complaints.count("enumeration", word)
+            self._complaints.count(ENUMERATION, word)
         visible = {info.uuid for info in devices}
         self._xids.told_by_driver(visible, frame.watched)
         found = f"{len(devices)} GPUs, driver {self._backend.driver_version or 'unknown'}"
@@ -338,7 +339,7 @@ class Store:
             for collector, took in state.durations().items():
                 durations[collector] = max(took, durations.get(collector, 0.0))
         if self._enumeration_seconds is not None:
-            durations["enumeration"] = self._enumeration_seconds
+            durations[ENUMERATION] = self._enumeration_seconds
         return durations
 
 

@@ -15,6 +15,7 @@ from typing import TypeAlias
 
 from exporter.errors import FrameError
 from exporter.frames import (
+    ENUMERATION,
     BackendFrame,
     DevicesFrame,
     ErrorsFrame,
@@ -27,7 +28,7 @@ from exporter.frames import (
     SampleFrame,
     XidFrame,
 )
-from exporter.heard_worker import ENUMERATION, HeardWorker
+from exporter.heard_worker import HeardWorker
 
 _log = logging.getLogger(__name__)
 CardFrame: TypeAlias = SampleFrame | ProcessesFrame | ErrorsFrame | HealthFrame | FaultFrame

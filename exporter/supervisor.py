@@ -11,9 +11,9 @@ from typing import Protocol
 
 from exporter.clock import Clock
 from exporter.errors import FrameError
-from exporter.frames import Frame
+from exporter.frames import ENUMERATION, Frame
 from exporter.handover import Handover
-from exporter.heard_worker import ENUMERATION, HeardWorker, Worker
+from exporter.heard_worker import HeardWorker, Worker
 from exporter.release import Move, Release
 from exporter.snapshot import WorkerView
 from exporter.supervision import Limits, Situation, Step, decide, next_pause

@@ -9,7 +9,7 @@ from exporter.backends.base import Versions
 from exporter.card_opener import Retry
 from exporter.clock import Clock
 from exporter.device_sampler import Emit, Running
-from exporter.frames import FaultFrame
+from exporter.frames import ENUMERATION, FaultFrame
 from exporter.roster import Roster
 
 _WHAT = "versions"
@@ -77,4 +77,4 @@ class VersionAsker:
         return not told.errors
 
     def _failed(self, word: str, message: str) -> None:
-        self._emit(FaultFrame("", self._clock.monotonic(), "enumeration", word, message=message))
+        self._emit(FaultFrame("", self._clock.monotonic(), ENUMERATION, word, message=message))

@@ -14,10 +14,10 @@ from exporter.backends.base import Enumeration, Opened, Versions
 from exporter.clock import SystemClock
 from exporter.device_sampler import Schedule
 from exporter.errors import BackendError, DeviceFault
-from exporter.frames import BackendFrame, DevicesFrame, FaultFrame, SampleFrame
+from exporter.frames import ENUMERATION, BackendFrame, DevicesFrame, FaultFrame, SampleFrame
 from exporter.readings import BackendReason, FaultReason
 from exporter.roster import Roster
-from exporter.sampling import ENUMERATION, Collector
+from exporter.sampling import Collector
 from tests.exporter.fakes import FakeDevice, FakeEvents, info
 from tests.exporter.fault_bench import FIRST_CODE, FaultBench
 from tests.waiting import poll
