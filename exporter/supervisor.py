@@ -214,11 +214,11 @@ class Supervisor:
         self._start_at = now + self._pause
 
     def _hand_over(self) -> None:
-        held_on = self._release.may_start()
-        if not held_on:
+        may_hold = self._release.may_start()
+        if not may_hold:
             # Also where the first one has let go already: the second would hold the driver on.
             self._handover.give_up()
-        may_start = held_on and not self._abandoned and not self._leaving
+        may_start = may_hold and not self._abandoned and not self._leaving
         new = self._handover.step(self._worker, may_start=may_start)
         if self._handover.given_up is not None:
             self._leave(self._handover.given_up)
@@ -234,7 +234,7 @@ class Supervisor:
             # Both hear of the same Xids: one that is read of the first only would count twice.
             new.read(self._sink.apply, self._sink.count_error)
         self._take(new.take_over(Counter() if before is None else before.xids))
-        _log.info("worker %d, which has opened the driver again, has taken over", new.heard.pid)
+        _log.info("worker %d, started to open the driver again, has taken over", new.heard.pid)
 
     def _leave(self, one: HeardWorker) -> None:
         if one.asked_at is None:
