@@ -149,7 +149,7 @@ def _deployment(raw: object) -> Deployment:
         wanted=int(one["target_num_replicas"]),
         gpus=_gpus(one.get("deployment_config")),
         replicas=_replicas(one["replicas"]),
-        ended=_replicas(one.get("recent_dead_replicas") or ()),
+        ended=_ended(one.get("recent_dead_replicas")),
     )
 
 
@@ -163,6 +163,14 @@ def _replicas(raw: Sequence[object]) -> tuple[Replica, ...]:
         )
         for each in map(_mapping, raw)
     )
+
+
+def _ended(raw: object) -> tuple[Replica, ...]:
+    """None where that cannot be read: how the service is does not hang on it."""
+    try:
+        return _replicas(raw) if isinstance(raw, list) else ()
+    except (KeyError, TypeError):
+        return ()
 
 
 def _gpus(config: object) -> float:

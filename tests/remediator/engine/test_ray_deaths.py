@@ -178,6 +178,16 @@ def test_a_ray_that_does_not_say_why_changes_nothing_else(
     assert len(one.probe().deaths) == 1
 
 
+@pytest.mark.parametrize("dead", [None, {}, {"a": 1}, 7, [7], [{"worker_id": "worker-llm"}]])
+def test_a_list_of_the_dead_that_cannot_be_read_changes_nothing_else(
+    ray: RayServe, dead: object
+) -> None:
+    details = ray.details()
+    details["applications"]["llm"]["deployments"]["LLMServer:qwen"]["recent_dead_replicas"] = dead
+    ray.forced["/api/serve/applications/"] = (200, details)
+    assert driver(ray).probe().state == "ready"
+
+
 class Counted:
     """A bench whose service is this Ray, probed as the remediator does."""
 
