@@ -129,7 +129,7 @@ def parse(raw: object) -> Details:
         whole = _mapping(raw)
         applications = [_application(one) for one in _mapping(whole["applications"]).values()]
         proxies = [str(_mapping(one)["status"]) for one in _mapping(whole["proxies"]).values()]
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         raise ServiceError("GET /api/serve/applications/ did not answer as Ray does") from None
     return Details(tuple(applications), tuple(proxies))
 

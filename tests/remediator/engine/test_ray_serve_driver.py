@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -148,6 +149,10 @@ def test_a_dashboard_that_is_down_is_not_a_service_that_is_down(ray: RayServe) -
     assert driver(ray, url=nobody, proxy_url=f"{nobody}/llm").probe().state == "refused"
 
 
+DEPLOYMENT = {"name": "one", "target_num_replicas": math.inf, "replicas": []}
+BOUNDLESS = {"name": "llm", "status": "RUNNING", "deployments": {"one": DEPLOYMENT}}
+
+
 @pytest.mark.parametrize(
     ("answer", "state"),
     [
@@ -156,6 +161,7 @@ def test_a_dashboard_that_is_down_is_not_a_service_that_is_down(ray: RayServe) -
         ((200, "no JSON"), "error"),
         ((200, "[]"), "error"),
         ((200, {"applications": {"llm": 3}, "proxies": {}}), "error"),
+        ((200, {"applications": {"llm": BOUNDLESS}, "proxies": {}}), "error"),
         ((200, {"applications": {}, "proxies": {}}), "dead"),
     ],
 )
