@@ -21,6 +21,8 @@ def problems(story: Story) -> Iterator[str]:
         fine = raw.execute("PRAGMA integrity_check").fetchone()[0]
         if fine != "ok":
             yield f"the database is broken: {fine}"
+        if astray := raw.execute("PRAGMA foreign_key_check").fetchall():
+            yield f"rows belong to what is not there: {astray}"
         known = {row[0] for row in raw.execute("SELECT alertname FROM episodes")}
         still = {
             row[0] for row in raw.execute("SELECT alertname FROM episodes WHERE ended_at IS NULL")
@@ -36,6 +38,7 @@ def problems(story: Story) -> Iterator[str]:
     if verdict.broken_at is not None:
         yield f"the audit is broken: {verdict.problem}"
     yield from _of_runs(story, done)
+    yield from story.untrue()
     if leases or any(card.watts != 400.0 for card in bench.cards.values()):
         yield f"a knob is not back: {leases}, {[card.watts for card in bench.cards.values()]}"
     # What a person was called for may go on: a card whose reset was cut off still asks for one.

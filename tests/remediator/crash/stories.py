@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from remediator.config.secrets import read_or_create_key
+from remediator.engine import retention
 from remediator.errors import RemediatorError, StorageError
 from remediator.store import Draft, Store
 from remediator.store.transaction import Trail
+from remediator.targets import Target
 from tests.remediator.crash.preload import Shim
 from tests.remediator.engine import fakes
 from tests.remediator.engine.bench import KEY, Bench
@@ -99,6 +101,10 @@ class Story:
 
     def broken_by_the_outage(self) -> list[str]:
         """What must have been done although the disk never came back."""
+        return []
+
+    def untrue(self) -> list[str]:
+        """What else must be true in the end, and is not."""
         return []
 
     def done(self) -> dict[str, int]:
@@ -387,11 +393,72 @@ class Retention(ThrottleGpu):
         super().begin()
 
 
+class Forgetting(ThrottleGpu):
+    """Runs of long ago, and what belongs to them, are forgotten in several batches at the start."""
+
+    name = "forgetting"
+    runs = 10
+
+    def wire(self) -> None:
+        retention._RUNS_AT_ONCE = 4
+        self.woke = self.bench.clock.passed
+        super().wire()
+
+    def over(self) -> bool:
+        # One batch at a look, also where a disk that is well again leaves nothing else to do.
+        return self.bench.clock.passed > self.woke + 10 and super().over()
+
+    def begin(self) -> None:
+        target, now = Target("gpu", self.bench.uuids[0]), self.bench.clock.now()
+        power: Any = {"uuid": target.name, "knob": "power_limit", "control": "fake"}
+        old: Any = {"playbook": "throttle-gpu", "weight": 10, "trigger": "Old", "target": target}
+        for number in range(1, self.runs + 1):
+            with self.bench.store.transaction() as tx:
+                tx.episodes.record_delivery(now, str(number), "r", 1, 0)
+                run = tx.runs.create(
+                    episode_id=None, locks=(), state="running", plan=[], now=now, expires_at=None,
+                    boot_id="before", **old,
+                )  # fmt: skip
+                assert run is not None
+                tx.approvals.ask(run.id, {}, {})
+                step: Any = {"rung": 0, "action": "cap_power", "gpu": target.name, "service": None}
+                tx.runs.intend(run.id, 0, intent={}, sentence="", now=now, boot_id="before", **step)
+                tx.runs.finish_step(run.id, 0, "done", {}, "", now)
+                lease = tx.leases.take(original=1, value=2, run_id=run.id, now=now, **power)
+                tx.leases.end(lease.id, "restored", "", now)
+                tx.set_meta(f"left_down:{run.id}:ollama", "told")
+                tx.set_meta(f"flapping:{lease.id}", "paged")
+                tx.runs.end(run.id, "succeeded", "x", "", now)
+        self.bench.clock.advance(401 * 86400.0)
+        super().begin()
+
+    def untrue(self) -> list[str]:
+        left = [run.id for run in self.bench.runs if run.trigger == "Old"]
+        # Where the disk failed for so long that nothing came after it, the newest is kept.
+        kept = [self.runs] if self.bench.runs[-1].id == self.runs else []
+        told = sum(record["data"]["runs"] for record in self.bench.events("runs_forgotten"))
+        with self.bench.store.reading() as tx:
+            rows = {
+                table: tx._db.execute(f"SELECT count(*) FROM {table} WHERE {old}").fetchone()[0]
+                for table, old in (
+                    ("steps", f"run_id < {self.runs}"),
+                    ("approvals", f"run_id < {self.runs}"),
+                    ("leases", f"id < {self.runs}"),
+                    ("deliveries", f"id <= {self.runs}"),
+                    ("meta", "key LIKE 'left_down:_:%' OR key LIKE 'flapping:_'"),
+                )
+            }
+        found = [f"{count} row(s) of {table} are left" for table, count in rows.items() if count]
+        if left != kept or told != self.runs - len(kept):
+            found.append(f"runs {left} are left of {self.runs}, {told} are said to be forgotten")
+        return found
+
+
 STORIES: dict[str, type[Story]] = {
     one.name: one
     for one in (
         ThrottleGpu, CoolDown, EmergencyStop, ClearCache, ResetSession, RecoverHang, RecoverOom,
-        DeviceFault, FirstStart, Retention,
+        DeviceFault, FirstStart, Retention, Forgetting,
     )
 }  # fmt: skip
 
