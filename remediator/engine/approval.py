@@ -90,7 +90,7 @@ def approve(world: World, playbooks: Playbooks, run_id: int, token: str, by: str
             if decision.reason == "breaker_open":
                 gathered.trip_breaker(tx)
             return _not_now(tx, run, decision, _until(gathered.given, decision), by)
-        in_the_way = _make_way(tx, run)
+        in_the_way = _make_way(tx, run, by)
         if in_the_way is not None:
             return in_the_way
         _answer_others(tx, run, now)
@@ -142,6 +142,18 @@ def _not_now(
         said += f"; approve it again after {_when(until)}"
         if run.expires_at is not None and until >= run.expires_at:
             said += f", but its question expires at {_when(run.expires_at)}"
+    _record_kept_back(tx, run, decision.reason, said, by, decision.evidence)
+    return Refused(said, reason=decision.reason, until=until)
+
+
+def _record_kept_back(
+    tx: Transaction,
+    run: Run,
+    reason: str,
+    said: str,
+    by: str,
+    evidence: Mapping[str, Any] | None = None,
+) -> None:
     tx.audit(
         Draft(
             "approval_kept_back",
@@ -151,11 +163,10 @@ def _not_now(
             episode=run.episode_id,
             alertname=run.trigger,
             target=run.target.key,
-            reason=decision.reason,
-            data={"by": by, **decision.evidence},
+            reason=reason,
+            data={"by": by, **(evidence or {})},
         )
     )
-    return Refused(said, reason=decision.reason, until=until)
 
 
 def _when(moment: float) -> str:
@@ -268,7 +279,7 @@ def _decide_anew(tx: Transaction, run: Run, reason: str, why: str, now: float) -
     )
 
 
-def _make_way(tx: Transaction, run: Run) -> Refused | None:
+def _make_way(tx: Transaction, run: Run, by: str) -> Refused | None:
     """Take the target; None when the run has it. Lighter runs are asked to go."""
     others = tx.runs.acquire(run.id, (run.target,))
     lighter = [other for other in others if other.weight < run.weight]
@@ -278,7 +289,9 @@ def _make_way(tx: Transaction, run: Run) -> Refused | None:
         tx.runs.take_over(run.id, (run.target,))
     elif others:
         asked = "is asked to make way: approve it again in a moment" if lighter else "works on it"
-        return Refused(f"run {others[0].id} ({others[0].playbook}) {asked}")
+        said = f"run {others[0].id} ({others[0].playbook}) {asked}"
+        _record_kept_back(tx, run, "target_busy", f"run {run.id} is not begun now: {said}", by)
+        return Refused(said)
     return None
 
 

@@ -221,6 +221,10 @@ def test_a_lighter_run_is_asked_to_make_way_and_has_to_be_gone_first(bench: Benc
     assert f"run {other.id} (other) is asked to make way" in refused.sentence
     assert bench.run_of(other.id).cancel_reason == "superseded"
     assert bench.run_of(run.id).state == "awaiting_approval"
+    # Who made the other one go stands in the audit.
+    (record,) = bench.events("approval_kept_back")
+    assert (record["run"], record["reason"]) == (run.id, "target_busy")
+    assert record["data"] == {"by": "alice"}
     with bench.store.transaction() as tx:
         tx.runs.end(other.id, "cancelled", "superseded", "", bench.clock.now())
     assert approve(bench, run) is None
