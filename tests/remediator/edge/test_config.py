@@ -97,7 +97,7 @@ WRONG: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "service gpus": ({"services": [{**SERVICE, "gpus": ["x y"]}]}, ("services.ollama.gpus",)),
     "manager": (
         {"services": [{**SERVICE, "manager": {"type": "procss"}}]},
-        ("manager.type must be one of docker, process", "did you mean 'process'?"),
+        ("manager.type must be one of docker, kubernetes, process", "did you mean 'process'?"),
     ),
     "manager untyped": ({"services": [{**SERVICE, "manager": {}}]}, ("manager", "'type'")),
     "listen host": ({"web": {"listen_address": "127.0.0.1"}}, ("HOST:PORT",)),
