@@ -76,19 +76,35 @@ class Ages:
         before = self._seen.get(run.id)
         if before is None:
             created = _age(run, now, at)
-            ended = None if run.ended_at is None else min(created, max(0.0, now - run.ended_at))
+            ended = _since_end(run, now, at)
+            if ended is not None:
+                ended = min(created, ended)
             return _Seen(at, run.created_at, created, ended)
-        if before.ended is not None or run.ended_at is None:
+        ended = _since_end(run, now, at)
+        if before.ended is not None or ended is None:
             return before
         # It has ended since the last look, so not longer ago than that look.
         passed = at - before.at
-        ended = min(passed, max(0.0, now - run.ended_at))
-        return replace(before, at=at, created=before.created + passed, ended=ended)
+        return replace(before, at=at, created=before.created + passed, ended=min(passed, ended))
 
 
 def _age(one: Run | Lease, now: float, at: float) -> float:
     """How long ago it was created (seconds), by the clock that is to be believed."""
     known = one.created_monotonic
-    if known is not None and known <= at and one.boot_id and one.boot_id == boot_id():
+    if known is not None and known <= at and _is_of_this(one.boot_id):
         return at - known
     return max(0.0, now - one.created_at)
+
+
+def _since_end(run: Run, now: float, at: float) -> float | None:
+    """How long ago it ended (seconds), in the same way; None while it goes on."""
+    if run.ended_at is None:
+        return None
+    known = run.ended_monotonic
+    if known is not None and known <= at and _is_of_this(run.ended_boot_id):
+        return at - known
+    return max(0.0, now - run.ended_at)
+
+
+def _is_of_this(boot: str) -> bool:
+    return bool(boot) and boot == boot_id()

@@ -46,9 +46,9 @@ _FORGETTABLE = f"""
 class Retention:
     """What may be forgotten, within one transaction; times in Unix seconds."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, runs: Runs) -> None:
         self._db = connection
-        self._runs = Runs(connection)
+        self._runs = runs
 
     def deliveries(self, before: float, most: int) -> int:
         """Forget deliveries that arrived before then; how many."""

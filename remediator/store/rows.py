@@ -60,7 +60,8 @@ class Episode:
 class Run:
     """One execution of a playbook on one target; times in Unix seconds.
 
-    `created_monotonic` is of the monotonic clock of the boot `boot_id`; None where nobody noted it.
+    `created_monotonic` is of the monotonic clock of the boot `boot_id`, `ended_monotonic` of that of
+    `ended_boot_id`; None where nobody noted it.
     """
 
     id: int
@@ -83,6 +84,8 @@ class Run:
     expires_at: float | None
     boot_id: str
     created_monotonic: float | None = None
+    ended_monotonic: float | None = None
+    ended_boot_id: str = ""
 
 
 @dataclass(frozen=True)

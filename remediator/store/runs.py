@@ -8,13 +8,15 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from remediator.clock import Clock
+from remediator.clock import boot_id as this_boot
 from remediator.store.rows import ACTIVE_STATES, Run, RunState, Step, StepState, target_of
 from remediator.targets import Target
 
 _COLUMNS = (
     "id, episode_id, playbook, weight, destructive, safe, trigger, target_kind, target_name, state, reason, "
     "sentence, plan, rung, cancel_reason, created_at, updated_at, ended_at, expires_at, boot_id, "
-    "created_monotonic"
+    "created_monotonic, ended_monotonic, ended_boot_id"
 )
 _STEP_COLUMNS = (
     "run_id, seq, rung, action, gpu, service, state, intent, result, sentence, started_at, ended_at, "
@@ -26,8 +28,9 @@ _ACTIVE = ", ".join(f"'{state}'" for state in ACTIVE_STATES)
 class Runs:
     """The run, step and lock tables, within one transaction."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, clock: Clock) -> None:
         self._db = connection
+        self._clock = clock
 
     def create(
         self,
@@ -166,9 +169,9 @@ class Runs:
     def end(self, run_id: int, state: RunState, reason: str, sentence: str, now: float) -> None:
         """End a run and free its targets."""
         self._db.execute(
-            "UPDATE runs SET state = ?, reason = ?, sentence = ?, updated_at = ?, ended_at = ? "
-            "WHERE id = ?",
-            (state, reason, sentence, now, now, run_id),
+            "UPDATE runs SET state = ?, reason = ?, sentence = ?, updated_at = ?, ended_at = ?, "
+            "ended_monotonic = ?, ended_boot_id = ? WHERE id = ?",
+            (state, reason, sentence, now, now, self._clock.monotonic(), this_boot(), run_id),
         )
         self._db.execute("DELETE FROM run_locks WHERE run_id = ?", (run_id,))
 
@@ -306,6 +309,8 @@ class Runs:
                 expires_at=row[18],
                 boot_id=row[19],
                 created_monotonic=row[20],
+                ended_monotonic=row[21],
+                ended_boot_id=row[22],
             )
             for row in rows
         )

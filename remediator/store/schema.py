@@ -235,7 +235,13 @@ CREATE INDEX incidents_episode ON incidents (episode_id);
 CREATE INDEX episodes_ended ON episodes (ended_at) WHERE ended_at IS NOT NULL;
 """
 
-MIGRATIONS = (_V1, _V2, _V3, _V4, _V5)
+# When it ended, in the same way: a cooldown counts from there, and a run may take half an hour.
+_V6 = """
+ALTER TABLE runs ADD COLUMN ended_monotonic REAL;
+ALTER TABLE runs ADD COLUMN ended_boot_id TEXT NOT NULL DEFAULT '';
+"""
+
+MIGRATIONS = (_V1, _V2, _V3, _V4, _V5, _V6)
 
 
 def migrate(connection: sqlite3.Connection) -> None:

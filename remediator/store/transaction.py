@@ -54,12 +54,12 @@ class Transaction:
         self._trail = trail
         self.audited: list[chain.AuditRecord] = []
         self.episodes = Episodes(connection)
-        self.runs = Runs(connection)
+        self.runs = Runs(connection, clock)
         self.leases = Leases(connection)
         self.inventory = Inventory(connection)
         self.incidents = Incidents(connection)
         self.approvals = Approvals(connection, key)
-        self.retention = Retention(connection)
+        self.retention = Retention(connection, self.runs)
 
     def audit(self, draft: chain.Draft) -> chain.AuditRecord:
         """Append to the audit chain."""

@@ -165,6 +165,7 @@ def test_a_database_of_the_version_before_goes_on_with_what_is_open(older: Path)
     with contextlib.closing(Store(older, KEY, FakeClock())) as store, store.reading() as tx:
         (run,), (lease,) = tx.runs.active(), tx.leases.open_all()
         assert (run.created_monotonic, run.boot_id) == (None, "b")
+        assert (run.ended_monotonic, run.ended_boot_id) == (None, "")
         assert (lease.created_monotonic, lease.boot_id) == (None, "")
 
 
