@@ -233,6 +233,18 @@ def test_every_reason_and_state_is_there() -> None:
     assert outcomes <= set(rows(section(text("playbooks.md"), "How a run goes")))
 
 
+def test_every_event_of_the_audit_is_there() -> None:
+    listed = {
+        name for key in rows(section(text("safety.md"), "Events")) for name in key.split("`, `")
+    }
+    written = re.findall(
+        r"\bDraft\(\s*\"(\w+)\"",
+        "".join(p.read_text() for p in (ROOT / "remediator").rglob("*.py")),
+    )
+    assert len(written) > 20
+    assert not set(written) - listed
+
+
 def test_the_exporters_defaults_are_those_of_the_document() -> None:
     page = section(text("configuration.md"), "The exporter's file")
     defaults, overrides = (
