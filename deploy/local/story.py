@@ -10,20 +10,33 @@ from typing import Any, Protocol
 
 from deploy.local.errors import Unreachable
 
+# Words that fit their column; any other event's name does.
 _KINDS = {
+    "acknowledged": "closed",
+    "alert_found_again": "found again",
     "alert_received": "received",
+    "alert_refired": "refired",
     "alert_resolved": "resolved",
-    "decision": "decision",
-    "run_reserved": "run",
-    "run_started": "run",
-    "step_started": "step",
-    "step_finished": "step",
-    "verified": "verified",
-    "undone": "undone",
-    "run_finished": "finished",
-    "incident_closed": "closed",
+    "approval_kept_back": "kept back",
+    "audit_segment": "segment",
     "breaker_opened": "breaker",
+    "clock_stepped": "clock",
+    "config_rejected": "rejected",
+    "config_reloaded": "reloaded",
+    "emergency_stop": "emergency",
     "episode_silent": "silent",
+    "episode_unlisted": "unlisted",
+    "incident_closed": "closed",
+    "not_verified": "unverified",
+    "out_of_memory": "no memory",
+    "run_finished": "finished",
+    "run_reserved": "run",
+    "runs_forgotten": "forgotten",
+    "step_finished": "step",
+    "step_resumed": "step",
+    "step_started": "step",
+    "undo_card_gone": "card gone",
+    "undo_requested": "undo asked",
 }
 # It always fires; other alerts tell when it no longer arrives.
 _HEARTBEAT = "Watchdog"

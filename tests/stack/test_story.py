@@ -1,8 +1,10 @@
 """The story: one aligned line per thing that happens, nothing twice, nothing unprintable."""
 
 import itertools
+import re
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -79,6 +81,18 @@ def utc() -> Iterator[None]:
 def narrator(utc: None, source: Scripted, said: list[str]) -> Narrator:
     ticks = itertools.count(1_763_760_000.0)
     return Narrator(source, said.append, colour=False, now=lambda: next(ticks))
+
+
+def test_every_event_of_the_audit_has_a_word_that_fits_its_column() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "safety.md").read_text()
+    table = page[page.index("### Events") : page.index("## The helper")]
+    events = re.findall(r"`([a-z_]+)`", " ".join(re.findall(r"^\|(.*?)\|", table, re.MULTILINE)))
+    assert "approval_kept_back" in events
+    columns = {
+        from_record(record(1, event, "Something.")).render(colour=False).index("GPUTemperature")
+        for event in ["decision", *events]
+    }
+    assert len(columns) == 1
 
 
 def test_records_are_aligned_lines_with_local_time(
