@@ -144,3 +144,15 @@ def simulated_ollama(gpu_server: str, gpu: str, *arguments: str) -> Iterator[str
     with child(argv) as process:
         wait_for_port(port, process)
         yield f"http://127.0.0.1:{port}"
+
+
+@contextlib.contextmanager
+def exporter(simulator: str, settings: Path, *more: str) -> Iterator[str]:
+    """`gpu-exporter serve` over simulated cards, with a configuration file and more options; its address."""
+    port = free_port()
+    argv = [PYTHON, "-m", "exporter", "serve", "--backend=simulated", "--sample-interval=0.2"]
+    argv += [f"--simulator.url={simulator}", f"--web.listen-address=127.0.0.1:{port}"]
+    argv += [f"--config.file={settings}", *more]
+    with child(argv, env={"PYTHONPATH": str(Path(__file__).parents[3])}) as process:
+        wait_for_port(port, process)
+        yield f"http://127.0.0.1:{port}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import urllib.error
 from collections.abc import Iterator
@@ -21,31 +20,16 @@ from remediator.config.strict import build
 from tests.remediator.engine.processes import (
     PYTHON,
     call,
-    child,
     end,
+    exporter,
     free_port,
     simulated_gpus,
-    wait_for_port,
 )
 from tests.waiting import poll
 
 ROOT = Path(__file__).parents[3]
 TOKEN = "let-go-of-all-the-cards"
 MODEL = "m"
-
-
-@contextlib.contextmanager
-def exporter(simulator: str, token: Path) -> Iterator[str]:
-    """`gpu-exporter serve` over the simulated cards, which lets go of them on request."""
-    port = free_port()
-    settings = token.with_name("exporter.yml")
-    settings.write_text("intervals: {processes: 1, health: 1}\n")
-    argv = [PYTHON, "-m", "exporter", "serve", "--backend=simulated", "--sample-interval=0.2"]
-    argv += [f"--simulator.url={simulator}", f"--web.listen-address=127.0.0.1:{port}"]
-    argv += [f"--web.release-token-file={token}", f"--config.file={settings}"]
-    with child(argv, env={"PYTHONPATH": str(ROOT)}) as process:
-        wait_for_port(port, process)
-        yield f"http://127.0.0.1:{port}"
 
 
 class Host:
@@ -149,7 +133,10 @@ class Host:
 def host(tmp_path: Path) -> Iterator[Host]:
     token = tmp_path / "release.token"
     token.write_text(TOKEN + "\n")
-    with simulated_gpus("--gpus", "1") as simulator, exporter(simulator, token) as url:
+    settings = tmp_path / "exporter.yml"
+    settings.write_text("intervals: {processes: 1, health: 1}\n")
+    release = f"--web.release-token-file={token}"
+    with simulated_gpus("--gpus", "1") as simulator, exporter(simulator, settings, release) as url:
         one = Host(tmp_path, simulator, url, token)
         try:
             one.start()

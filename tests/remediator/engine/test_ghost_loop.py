@@ -26,11 +26,10 @@ from remediator.config.strict import build
 from tests.remediator.engine.processes import (
     PYTHON,
     call,
-    child,
     end,
+    exporter,
     free_port,
     simulated_gpus,
-    wait_for_port,
 )
 from tests.waiting import poll
 
@@ -58,21 +57,6 @@ RUNG = {
     "verify": HANG,
     "within": "60s",
 }
-
-
-@contextlib.contextmanager
-def exporter(simulator: str, folder: Path) -> Iterator[str]:
-    """`gpu-exporter serve`, for which a card is saturated after a second."""
-    port, settings = free_port(), folder / "exporter.yml"
-    settings.write_text(
-        "thresholds: {saturation: {ratio: 0.99, seconds: 1}}\nintervals: {processes: 1}\n"
-    )
-    argv = [PYTHON, "-m", "exporter", "serve", "--backend=simulated", "--sample-interval=0.2"]
-    argv += [f"--simulator.url={simulator}", f"--web.listen-address=127.0.0.1:{port}"]
-    argv += [f"--config.file={settings}"]
-    with child(argv, env={"PYTHONPATH": str(ROOT)}) as process:
-        wait_for_port(port, process)
-        yield f"http://127.0.0.1:{port}"
 
 
 class Host:
@@ -201,7 +185,12 @@ class Host:
 
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[Host]:
-    with simulated_gpus("--gpus", "1") as simulator, exporter(simulator, tmp_path) as url:
+    # A card is saturated after a second.
+    settings = tmp_path / "exporter.yml"
+    settings.write_text(
+        "thresholds: {saturation: {ratio: 0.99, seconds: 1}}\nintervals: {processes: 1}\n"
+    )
+    with simulated_gpus("--gpus", "1") as simulator, exporter(simulator, settings) as url:
         one = Host(tmp_path, simulator, url)
         try:
             one.start()
