@@ -146,7 +146,8 @@ def _history(world: World, uuid: str, again_after: float) -> Check:
         tried = tx.runs.last_reset_tried(uuid)
     if tried is None:
         return Check("first_reset", passed=True, answer="none was tried before")
-    ago = max(0.0, world.clock.now() - tried)
+    # From the beginning of its run, whose age no clock that is set changes.
+    ago = world.clock.now() - world.ages.dated(tried, world.clock)[0]
     answer = f"one was tried {format_duration(ago)} ago"
     if ago < again_after:
         answer += ": a card that needs another so soon is most likely broken"

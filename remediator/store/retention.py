@@ -37,7 +37,7 @@ _FORGETTABLE = f"""
     AND NOT EXISTS (SELECT 1 FROM incidents WHERE closed_at IS NULL AND trigger = runs.trigger
         AND target_kind = runs.target_kind AND target_name = runs.target_name)
     AND {_is_not_newest("stop_service", "service", "started_at", _BEGUN)}
-    AND {_is_not_newest("reset_gpu", "gpu", "started_at", "{0}.state <> 'nothing' AND " + _BEGUN)}
+    AND {_is_not_newest("reset_gpu", "gpu", "run_id", "{0}.state <> 'nothing' AND " + _BEGUN)}
     AND {_is_not_newest("reset_gpu", "gpu", "ended_at", "{0}.state = 'done'")}
     ORDER BY ended_at, id LIMIT ?
 """

@@ -226,15 +226,15 @@ class Runs:
         ).fetchone()
         return None if row[0] is None else float(row[0])
 
-    def last_reset_tried(self, gpu: str) -> float | None:
-        """When a reset of this card was last tried, whatever became of it."""
-        row = self._db.execute(
-            "SELECT max(started_at) FROM steps WHERE action = 'reset_gpu' AND gpu = ? "
+    def last_reset_tried(self, gpu: str) -> Run | None:
+        """The newest run that tried to reset this card, whatever became of it."""
+        found = self.where(
+            "id = (SELECT max(run_id) FROM steps WHERE action = 'reset_gpu' AND gpu = ? "
             "AND state <> 'nothing' "
-            "AND coalesce(json_extract(result, '$.reason'), '') <> 'impossible'",
+            "AND coalesce(json_extract(result, '$.reason'), '') <> 'impossible')",
             (gpu,),
-        ).fetchone()
-        return None if row[0] is None else float(row[0])
+        )
+        return found[0] if found else None
 
     def intend(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,7 @@ from remediator.clock import boot_id
 from remediator.store import Run
 from remediator.targets import Target
 from tests.remediator.engine.bench import Bench
+from tests.remediator.engine.device_scene import RECOVERY, DeviceBench
 from tests.remediator.engine.reserved import reserve
 
 Make = Callable[..., Bench]
@@ -67,3 +69,27 @@ def test_the_end_of_a_run_of_an_earlier_boot_goes_by_the_wall_clock(
     now = bench.clock.now()
     assert ended_at == (now if step < 0 else now - step)
     assert created_at == (now if step < 0 else now - step - 1800)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+@pytest.mark.parametrize("step", [-DAY, -400 * DAY, DAY, 400 * DAY])
+def test_a_card_is_reset_once_a_day_whatever_the_clock_says(
+    tmp_path: Path, step: float, *, restarted: bool
+) -> None:
+    bench = DeviceBench(tmp_path)
+    bench.asks_for("reset")
+    bench.pass_time(30)
+    assert bench.run.state == "succeeded"
+    bench.resolve(RECOVERY)
+    for passed, resets in ((2 * HOUR, 1), (22 * HOUR, 2)):
+        bench.clock.set_by += step if resets == 1 else 0.0
+        if restarted:
+            bench.restart()
+        bench.clock.advance(passed)
+        # The clock of whoever sends it is not set back.
+        bench.card.recovery_action = "reset"
+        bench.fire(RECOVERY, ago=min(step, 0.0) + 5.0)
+        bench.pass_time(30)
+        assert len(bench.reset.resets) == resets
+        bench.resolve(RECOVERY)
+    bench.close()
