@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+
 from remediator.config import Config
 from remediator.durations import format_duration
 from remediator.engine import left_down
 from remediator.engine.leases import CARD_GONE, FLAPPING
 from remediator.store import Draft, Transaction
 from remediator.world import World
+
+log = logging.getLogger(__name__)
 
 _DAY = 86400.0
 _DELIVERIES_KEPT = 7 * _DAY
@@ -57,6 +61,8 @@ class Forgetting:
             before = self._offset if looked_at is None else float(looked_at) - at
         if self._offset - before > _JUMP:
             self._doubted_at = at
+            ahead, wait = format_duration(self._offset - before), format_duration(_DOUBTED_FOR)
+            log.warning("the wall clock is %s ahead: nothing is forgotten for %s", ahead, wait)
         if self._doubted_at is not None and at - self._doubted_at < _DOUBTED_FOR:
             return False
         self._doubted_at = None

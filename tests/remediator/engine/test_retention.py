@@ -202,7 +202,7 @@ def test_a_clock_that_is_set_ahead_makes_no_run_old(bench: Bench) -> None:
 @pytest.mark.parametrize("restarted", [False, True])
 @pytest.mark.parametrize("ahead", [8 * DAY, 365 * DAY, KEPT + DAY])
 def test_nothing_is_forgotten_right_after_the_clock_has_jumped_ahead(
-    bench: Bench, ahead: float, *, restarted: bool
+    bench: Bench, caplog: pytest.LogCaptureFixture, ahead: float, *, restarted: bool
 ) -> None:
     tables = ("deliveries", "episodes", "incidents", "leases", "runs", "audit")
     for _ in range(2):
@@ -223,6 +223,7 @@ def test_nothing_is_forgotten_right_after_the_clock_has_jumped_ahead(
     now = {table: count(bench, table) for table in tables}
     assert now.pop("audit") >= before.pop("audit")
     assert now == before
+    assert "ahead: nothing is forgotten for 6h" in caplog.text
     # Nobody has set it right: then it is right.
     for _ in range(8):
         bench.clock.advance(3601)
