@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -254,3 +256,16 @@ def test_manifests_and_stand_in_are_as_the_apis_schemas_have_them(
     made = [*server.workloads.values(), *server.sets.values(), *server.pods.values()]
     assert [error for found in (*objects(), *made) if (error := wrong(schemas, found))] == []
     assert "selecter" in wrong(schemas, {"kind": "Service", "spec": {"selecter": {}}})
+
+
+def test_the_page_makes_the_tokens_that_the_configuration_reads(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "deployment.md").read_text()
+    commands = page[page.index("\n## Kubernetes\n") :].partition("```sh\n")[2].partition("```")[0]
+    lines = [line for line in commands.splitlines() if re.match(r"mkdir |python3 ", line)]
+    script = "\n".join(lines).replace("python3 deploy", f"{sys.executable} {ROOT}/deploy")
+    subprocess.run(["bash", "-ec", script], cwd=tmp_path, check=True, timeout=60)
+    config = one("ConfigMap")
+    wanted = yaml.safe_load(config["data"]["remediator.yml"])["web"]["tokens"].values()
+    assert {Path(file).name for file in wanted} == {
+        file.name for file in (tmp_path / "tokens").iterdir()
+    }
