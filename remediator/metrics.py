@@ -135,7 +135,8 @@ class RemediatorCollector(Collector):
             ),
         ):
             family = GaugeMetricFamily(name, text)
-            if value is not None:
+            # What lies ahead was noted by a clock that was wrong, and would look fresh until then.
+            if value is not None and value <= self._world.clock.now():
                 family.add_metric([], value)
             yield family
 

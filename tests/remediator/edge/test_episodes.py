@@ -349,3 +349,21 @@ def test_one_true_firing_is_one_episode_in_whatever_order_it_is_told(
         long_lived.clock.seconds += pause
     found = every(long_lived, key)
     assert [(number, is_open) for number, _, is_open in found] == [(1, False)]
+
+
+def test_a_delivery_that_lies_ahead_of_the_clock_keeps_no_dead_mans_switch(
+    remediator: InProcess,
+) -> None:
+    """A clock that was ahead and is set right: what it noted would be fresh until then."""
+
+    def told() -> list[str]:
+        lines = remediator.client().get("/metrics").text.splitlines()
+        names = ("remediator_last_delivery_", "remediator_watchdog_last_received_")
+        return [line for line in lines if line.startswith(names)]
+
+    remediator.deliver(alert("Watchdog"))
+    assert len(told()) == 2
+    remediator.clock.seconds -= 86_400
+    assert told() == []
+    remediator.deliver(alert("Watchdog"))
+    assert len(told()) == 2
