@@ -39,7 +39,8 @@ class Machine:
         """Tell whether there is an nvidia-smi."""
         # Not by shutil, which brings every packer that Python has.
         found = (Path(folder, "nvidia-smi") for folder in os.get_exec_path())
-        return any(one.is_file() and os.access(one, os.X_OK) for one in found)
+        # In this order: of a folder that this user may not enter, `is_file` raises.
+        return any(os.access(one, os.X_OK) and one.is_file() for one in found)
 
 
 def names() -> tuple[str, ...]:

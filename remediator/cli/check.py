@@ -208,7 +208,7 @@ def _alert_lines(tx: Transaction, told: Collection[int | None], now: float) -> I
             continue
         about = labels.get("uuid") or labels.get("llm_service") or "this machine"
         age = format_duration(max(1.0, now - episode.first_seen))
-        why = _last_said(tx, episode.id, ("decision", "run_finished"))
+        why = _last_said(tx, episode.id, ("decision", "denied", "run_finished"))
         yield (
             f"alert {printable(episode.alertname)} on {printable(about)}, for {age}: "
             f"{why or 'not decided yet'}"

@@ -130,6 +130,9 @@ def _until(given: gates.GateInput, decision: Decision | None) -> float | None:
             break
         until, given = float(end), replace(given, now=float(end) + _A_MOMENT)
         decision = gates.decide_late_start(given)
+    else:
+        # One window opens as the other ends: a date that is not the last would mislead.
+        return None if decision is not None else until
     return until
 
 

@@ -491,3 +491,12 @@ def test_it_serves_through_the_worker(smi, eventually) -> None:
         assert service.store.snapshot().gpus[1].up
     finally:
         service.stop()
+
+
+def test_a_folder_of_the_path_that_may_not_be_entered_is_no_error(tmp_path, monkeypatch):
+    def barred(path, *, follow_symlinks=True):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("pathlib.Path.stat", barred)
+    assert registry.Machine().has_nvidia_smi() is False

@@ -137,6 +137,20 @@ def test_an_approval_in_a_window_is_told_its_end(tmp_path: Path, exporter: Expor
         assert f"approve it again after {ends:%Y-%m-%d %H:%M}:00 UTC" in reply.json["error"]
 
 
+def test_windows_that_follow_each_other_without_an_end_have_none(
+    tmp_path: Path, exporter: ExporterStandIn
+) -> None:
+    with asking(tmp_path, exporter) as made:
+        token = token_of(made)
+        made.remediator.world.config = replace(
+            made.config, windows=(WindowConfig("always", "00:00", "24:00"),)
+        )
+        reply = approve(made, token)
+        assert (reply.status_code, reply.json["reason"]) == (409, "maintenance_window")
+        assert reply.json["until"] is None
+        assert "approve it again after" not in reply.json["error"]
+
+
 def test_a_denied_run_is_over(hot: InProcess) -> None:
     token = token_of(hot)
     assert hot.client("operate").post(f"{RUN}/deny").json == {"run": 1, "answer": "denied"}

@@ -265,6 +265,18 @@ def test_an_alert_that_fires_without_an_incident_says_what_was_decided(
     assert said[2].endswith(": not decided yet")
 
 
+def test_a_question_that_was_denied_is_no_question_any_more(
+    cli: Cli, config: Path, store: Store
+) -> None:
+    down = fires(store, "LLMServiceDown", llm_service="ollama")
+    with store.transaction() as tx:
+        tx.audit(Draft("decision", "recover-oom asks for approval", episode=down))
+        tx.audit(Draft("denied", "run 2 (recover-oom) was denied", episode=down))
+    _, out, _ = cli("check", f"--config.file={config}")
+    (said,) = [line for line in out.splitlines() if line.startswith("alert ")]
+    assert said.endswith(": run 2 (recover-oom) was denied")
+
+
 def test_an_alert_that_is_an_incident_is_told_once(cli: Cli, config: Path, store: Store) -> None:
     incident(store)
     _, out, _ = cli("check", f"--config.file={config}")

@@ -41,11 +41,14 @@ def worked_just_now(
     bench: Bench, playbook: str, ago: float, outcome: RunState = "succeeded"
 ) -> None:
     """Another run interrupted the service, and ended `ago` seconds ago."""
+    # Its end is noted by the monotonic clock, too.
+    bench.clock.passed -= ago
     now = bench.clock.now()
     with bench.store.transaction() as tx:
-        other = reserve(tx, Target("service", "ollama"), now - ago - 1, playbook=playbook)
+        other = reserve(tx, Target("service", "ollama"), now - 1, playbook=playbook)
         tx.runs.mark_destructive(other.id)
-        tx.runs.end(other.id, outcome, "x", "", now - ago)
+        tx.runs.end(other.id, outcome, "x", "", now)
+    bench.clock.passed += ago
 
 
 def just_now(bench: Bench, run: Run, reason: str) -> float:
