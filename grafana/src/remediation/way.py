@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from grafana.src.dashboard import Row
 from grafana.src.panel import (
+    BLUE,
     GREEN,
     ORANGE,
     RED,
@@ -17,6 +18,7 @@ from grafana.src.panel import (
 from grafana.src.selection import target
 
 _HELD = f"2 * ({target('llm_service_held')} == 1)"
+_LOADING = f"3 * clamp_max({target('llm_service_loading_seconds')} > 0, 1)"
 
 SERVICES = Row(
     "LLM services",
@@ -25,16 +27,19 @@ SERVICES = Row(
             title="Services",
             description=(
                 "Held: stopped on purpose, and not started again until it is safe or somebody"
-                " says so."
+                " says so. Loading: it answers, and says that it comes up."
             ),
             queries=(
                 Query(
-                    f"max by (instance, llm_service) (\n{_HELD}\nor\n{target('llm_service_up')}\n)",
+                    f"max by (instance, llm_service) (\n{_HELD}\nor\n{_LOADING}\nor\n"
+                    f"{target('llm_service_up')}\n)",
                     legend="{{llm_service}}",
                 ),
             ),
             unit="none",
-            mappings=values({0: ("down", RED), 1: ("up", GREEN), 2: ("held", ORANGE)}),
+            mappings=values(
+                {0: ("down", RED), 1: ("up", GREEN), 2: ("held", ORANGE), 3: ("loading", BLUE)}
+            ),
         ),
         TimeSeries(
             title="Restarts and losses of memory",
@@ -67,6 +72,66 @@ SERVICES = Row(
             ),
             unit="cps",
             width=6,
+        ),
+        TimeSeries(
+            title="Loading",
+            description="For how long a server has said that it comes up. Dashed: its loading_limit.",
+            queries=(
+                Query(target("llm_service_loading_seconds"), legend="{{llm_service}}"),
+                Query(target("llm_service_loading_limit_seconds"), legend="{{llm_service}} limit"),
+            ),
+            unit="s",
+            width=6,
+            overrides=(limit_line(" limit$", RED),),
+        ),
+        TimeSeries(
+            title="Waits after a start",
+            description=(
+                "The warm-up that users were spared, the first answer after it, and how long the"
+                " first users then waited for a token (vLLM and SGLang say so)."
+            ),
+            queries=(
+                Query(target("llm_service_warmup_seconds"), legend="{{llm_service}} warm-up"),
+                Query(
+                    target("llm_service_first_answer_seconds"),
+                    legend="{{llm_service}} first answer",
+                ),
+                Query(
+                    target("llm_service_first_request_seconds"),
+                    legend="{{llm_service}} first users",
+                ),
+            ),
+            unit="s",
+            width=6,
+        ),
+        TimeSeries(
+            title="Failures in logs",
+            description="What the services' own logs tell of, by kind, in each interval.",
+            queries=(
+                Query(
+                    f"increase({target('llm_service_log_errors_total')}[$__rate_interval])",
+                    legend="{{llm_service}} {{kind}}",
+                ),
+            ),
+            unit="none",
+            bars=True,
+            width=6,
+        ),
+        Timeline(
+            title="Less load, more asked",
+            description=(
+                "Degraded: started with less load. Overcommitted: its replicas ask for more of"
+                " its cards than there is (Ray Serve)."
+            ),
+            queries=(
+                Query(target("llm_service_degraded"), legend="{{llm_service}} degraded"),
+                Query(
+                    target("llm_service_gpus_overcommitted"), legend="{{llm_service}} overcommitted"
+                ),
+            ),
+            unit="none",
+            width=6,
+            mappings=values({0: ("no", GREEN), 1: ("yes", ORANGE)}),
         ),
     ),
 )
