@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -145,6 +146,8 @@ def _connection_error(error: requests.ConnectionError) -> ServiceError:
     while cause is not None and seen < 10:
         if isinstance(cause, ConnectionRefusedError):
             return ServiceRefused("the connection was refused")
+        if isinstance(cause, socket.gaierror):
+            return ServiceError("the name of the host cannot be resolved")
         reason = getattr(cause, "reason", None) or (cause.args[0] if cause.args else None)
         cause = (
             cause.__cause__

@@ -39,7 +39,7 @@ class Check(Harmless):
 
     def describe(self, context: StepContext) -> str:
         """What is looked at."""
-        return f"look again at {context.on_service.name}: {self._parameters.signal}"
+        return f"look again whether it is still so of {context.on_service.name}: {self._parameters.signal}"
 
     def intend(self, context: StepContext) -> Intent:
         """Only looks."""

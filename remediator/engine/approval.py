@@ -47,7 +47,9 @@ def means_of(world: World, steps: Sequence[PlannedStep]) -> dict[str, str]:
             key = f"service {step.service}"
             means[key] = "not configured" if service is None else _described(service)
         if step.gpu:
-            means[f"GPU {step.gpu}"] = f"by {world.control.name} and {world.card_reset.name}"
+            means[f"GPU {step.gpu}"] = (
+                f"power limit by {world.control.name}, reset by {world.card_reset.name}"
+            )
     return means
 
 

@@ -22,7 +22,10 @@ class StateLock:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise StorageError(f"cannot use the state directory: {error}") from None
+            raise StorageError(
+                f"cannot use the state directory {self._path.parent}: {error.strerror or error}; "
+                "give it to the user that this runs as, or name another one with state_dir"
+            ) from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -89,3 +90,12 @@ def test_an_answer_without_end_is_not_read_to_its_end(peers: tuple[Peer, Peer]) 
     asked.body = b"x" * (http.MAX_BYTES + 1)
     with pytest.raises(ServiceError, match="larger than"):
         http.call("GET", asked.url, timeout=30)
+
+
+def test_a_name_that_nobody_knows_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(ServiceError, match="the name of the host cannot be resolved"):
+        http.call("GET", "http://ollama.llm.svc:11434/", timeout=5)

@@ -14,6 +14,7 @@ from remediator.config import load
 from remediator.errors import StorageError
 from remediator.store import Draft, Store
 from remediator.store.schema import MIGRATIONS
+from remediator.store.state_lock import StateLock
 from tests.remediator.edge.support import (
     KEY,
     FakeClock,
@@ -304,3 +305,9 @@ def test_a_heat_alert_that_is_answered_503_reaches_the_emergency_stop(
         told = [episode.alertname for _, episode in worker.emergency._told.values()]
         assert said == [503, 503]
         assert told == ["GPUTemperatureShutdown"], "only a stop for heat does not wait"
+
+
+def test_a_state_directory_that_is_none_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "state").write_text("a file")
+    with pytest.raises(StorageError, match=r"cannot use the state directory .*state.*state_dir"):
+        StateLock(tmp_path / "state").acquire()
