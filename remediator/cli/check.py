@@ -133,12 +133,17 @@ def _gpu_line(reading: GpuReading) -> str:
     def shown(value: float | None, form: str) -> str:
         return "?" if value is None else form.format(value)
 
-    return (
-        f"GPU {reading.label}: {reading.health}"
-        f"{'' if reading.up else ', fault ' + str(reading.fault)}, "
+    taken = (
         f"{shown(reading.temperature, '{:.0f} °C')}, "
         f"{shown(reading.power_watts, '{:.0f} W')} of {shown(reading.power_limit_watts, '{:.0f} W')}, "
         f"utilisation {shown(reading.utilization_ratio, '{:.0%}')}"
+    )
+    watts = (reading.power_watts, reading.power_limit_watts)
+    if {reading.temperature, reading.utilization_ratio, *watts} == {None}:
+        taken = "no reading"
+    return (
+        f"GPU {reading.label}: {reading.health}"
+        f"{'' if reading.up else ', fault ' + str(reading.fault)}, {taken}"
         f"{': ' + printable(reading.error_message) if reading.error_message else ''}"
     )
 

@@ -233,6 +233,16 @@ def test_a_card_that_is_not_well_says_why(
     assert line.endswith(": the driver asks\\nfor a reset")
 
 
+def test_a_lost_card_has_no_reading(
+    cli: Cli, config: Path, store: Store, exporter: ExporterStandIn
+) -> None:
+    nothing = {"temperature": None, "utilization": None, "power": None}
+    exporter.gpu.update(nothing, up=False, fault="lost", health="critical")
+    code, out, _ = cli("check", f"--config.file={config}")
+    (line,) = (line for line in out.splitlines() if line.startswith("GPU "))
+    assert (code, line.endswith("critical, fault lost, no reading")) == (2, True)
+
+
 def fires(store: Store, name: str, **labels: str) -> int:
     """An open episode of this alert."""
     labels = {"alertname": name, "severity": "critical", **labels}
