@@ -27,6 +27,8 @@ from remediator.targets import NO_TARGET
 from remediator.world import World
 
 _NO_SUCH_NAME = ("not_in_inventory", "no_playbook")
+# Of these the decision itself says what becomes of the steps.
+_ACCEPTED = ("run", "ask", "observe")
 
 
 def plan(config: Config, arguments: argparse.Namespace) -> int:
@@ -109,6 +111,8 @@ def _print(remediator: Remediator, episode: Episode, considered: Considered) -> 
     if considered.plan is None or not considered.plan.steps:
         print("steps: none")
         return
+    if decision.kind not in _ACCEPTED:
+        print("would be, if it were accepted:")
     playbook = remediator.playbooks.by_name[considered.playbook]
     for number, step in enumerate(considered.plan.steps, start=1):
         service = world.services.get(step.service) if step.service else None

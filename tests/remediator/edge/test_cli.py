@@ -144,6 +144,7 @@ def test_plan_says_what_would_be_done_and_does_nothing(
     assert f"GPUTemperatureWarning -> throttle-gpu on gpu:{GPU}" in out
     assert "decision: run (" in out
     assert f"cap the power of {GPU} to 80 % of its default" in out
+    assert "if it were accepted" not in out
     assert out.endswith("nothing was run\n")
     assert exporter.limit_watts == 400.0
     assert not any("PUT" in line for line in exporter.asked)
@@ -154,7 +155,9 @@ def test_plan_of_a_healthy_card_is_refuted(cli: Cli, config: Path) -> None:
     flags = (f"--uuid={GPU}", f"--config.file={config}")
     code, out, _ = cli("plan", "--alert=GPUTemperatureWarning", *flags)
     assert code == 0
-    assert "decision: refute (" in out
+    decision, heading, first = out.splitlines()[1:4]
+    assert decision.startswith("decision: refute (")
+    assert (heading, first[:5]) == ("would be, if it were accepted:", "  1. ")
 
 
 def test_plan_without_an_exporter_says_that_there_is_no_evidence(cli: Cli, tmp_path: Path) -> None:
