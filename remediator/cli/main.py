@@ -10,14 +10,14 @@ from pathlib import Path
 
 from remediator import __version__, log
 from remediator.app import run as run_server
-from remediator.cli import inspect, operate
+from remediator.cli import inspect, operate, reach
 from remediator.cli.check import check
 from remediator.cli.check_config import check_config
 from remediator.cli.plan import plan
 from remediator.clock import SystemClock
-from remediator.config import Config, load
+from remediator.config import Config, WebConfig, load
 from remediator.durations import parse_moment
-from remediator.errors import RemediatorError
+from remediator.errors import ConfigError, RemediatorError
 from remediator.helper.command import add_arguments as add_helper_arguments
 
 _PREFIX = "GPU_REMEDIATOR_"
@@ -36,8 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error(f"{_PREFIX}{name.upper()} must be one of {', '.join(choices)}")
     log.configure(arguments.log_level, arguments.log_format)
     try:
-        config = _load(arguments)
-        status = _dispatch(arguments, config)
+        status = _dispatch(arguments)
         # Here, not at the interpreter's end, where a closed pipe could not be caught.
         sys.stdout.flush()
     except RemediatorError as error:
@@ -63,7 +62,10 @@ def _load(arguments: argparse.Namespace) -> Config:
     return load(Path(arguments.config_file), arguments.listen_address)
 
 
-def _dispatch(arguments: argparse.Namespace, config: Config) -> int:
+def _dispatch(arguments: argparse.Namespace) -> int:
+    if hasattr(arguments, "token_file"):
+        return _operate(arguments, *_reached(arguments))
+    config = _load(arguments)
     match arguments.command:
         case "serve":
             return run_server(config, lambda: _load(arguments))
@@ -75,28 +77,46 @@ def _dispatch(arguments: argparse.Namespace, config: Config) -> int:
             return inspect.runs(config, arguments.run, arguments.limit)
         case "audit":
             return inspect.audit(config, arguments)
-        case "plan":
+        case _:
             return plan(config, arguments)
+
+
+def _reached(arguments: argparse.Namespace) -> tuple[WebConfig, Config | None]:
+    """Where the server is and what to show it; the configuration only where it can be used."""
+    token_file = Path(arguments.token_file) if arguments.token_file else None
+    try:
+        config = _load(arguments)
+    except ConfigError as error:
+        web, warning = reach.without_configuration(
+            Path(arguments.config_file), error, arguments.listen_address, token_file
+        )
+        print(f"gpu-remediator: warning: {log.printable(warning)}", file=sys.stderr)
+        return web, None
+    return reach.with_token_file(config.web, token_file), config
+
+
+def _operate(arguments: argparse.Namespace, web: WebConfig, config: Config | None) -> int:
+    match arguments.command:
         case "undo":
             return operate.undo(
-                config, arguments.uuid, everything=arguments.all, forgets=arguments.forget
+                web, config, arguments.uuid, everything=arguments.all, forgets=arguments.forget
             )
         case "approve":
-            return operate.approve(config, arguments.run, arguments.token)
+            return operate.approve(web, arguments.run, arguments.token)
         case "deny":
-            return operate.deny(config, arguments.run)
+            return operate.deny(web, arguments.run)
         case "acknowledge":
-            return operate.acknowledge(config, arguments.incident)
+            return operate.acknowledge(web, arguments.incident)
         case "hold":
-            return operate.hold(config, arguments.service, arguments.why)
+            return operate.hold(web, arguments.service, arguments.why)
         case "release":
-            return operate.release(config, arguments.service)
+            return operate.release(web, arguments.service)
         case "reload":
-            return operate.reload(config)
+            return operate.reload(web)
         case "pause":
-            return operate.pause(config, arguments.why)
+            return operate.pause(web, arguments.why)
         case _:
-            return operate.resume(config)
+            return operate.resume(web)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -137,6 +157,17 @@ def _parser() -> argparse.ArgumentParser:
     def command(name: str, text: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text, parents=[common])
 
+    def operating(name: str, text: str) -> argparse.ArgumentParser:
+        made = command(name, text)
+        made.add_argument(
+            reach.TOKEN_FLAG,
+            dest="token_file",
+            metavar="FILE",
+            default=os.environ.get(_PREFIX + "WEB_OPERATE_TOKEN_FILE", ""),
+            help="in place of web.tokens.operate, also where the configuration cannot be used",
+        )
+        return made
+
     command("serve", "run the remediator")
     command("check-config", "check the configuration and print what may be done to what")
     command("check", "how the GPUs, services and recoveries are")
@@ -156,7 +187,7 @@ def _parser() -> argparse.ArgumentParser:
         "--uuid", default="", help="the GPU the alert names; its beginning is enough"
     )
     planning.add_argument("--service", default="", help="the service the alert names")
-    undo = command("undo", "restore what was changed, as soon as the card is seen cool")
+    undo = operating("undo", "restore what was changed, as soon as the card is seen cool")
     undo.add_argument("uuid", nargs="?", metavar="UUID")
     undo.add_argument("--all", action="store_true", help="every card")
     undo.add_argument(
@@ -164,27 +195,29 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="the card was removed for good: end its undo without writing anything",
     )
-    approving = command("approve", "let a waiting run begin")
+    approving = operating("approve", "let a waiting run begin")
     approving.add_argument("run", type=_number, metavar="RUN")
     approving.add_argument(
         "--token",
         default="",
         help="of the plan that `runs RUN` shows; without it, whatever it is now",
     )
-    command("deny", "end a waiting run").add_argument("run", type=_number, metavar="RUN")
-    acknowledge = command("acknowledge", "close an incident that needed a person")
+    operating("deny", "end a waiting run").add_argument("run", type=_number, metavar="RUN")
+    acknowledge = operating("acknowledge", "close an incident that needed a person")
     acknowledge.add_argument("incident", type=_number, metavar="INCIDENT")
-    command("pause", "stop every new action; undo goes on").add_argument(
+    operating("pause", "stop every new action; undo goes on").add_argument(
         "why", nargs="?", default=""
     )
-    holding = command("hold", "a service is down on purpose: do not start it, do not call it down")
+    holding = operating(
+        "hold", "a service is down on purpose: do not start it, do not call it down"
+    )
     holding.add_argument("service", metavar="SERVICE")
     holding.add_argument("why", nargs="?", default="")
-    command("release", "end a hold: the service should be up again").add_argument(
+    operating("release", "end a hold: the service should be up again").add_argument(
         "service", metavar="SERVICE"
     )
-    command("reload", "have the server read its configuration again")
-    command("resume", "end a pause and close the breaker")
+    operating("reload", "have the server read its configuration again")
+    operating("resume", "end a pause and close the breaker")
     text = "do, as root and for one user, what needs root"
     add_helper_arguments(commands.add_parser("helper", help=text, description=text))
     return parser

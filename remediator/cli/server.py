@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from remediator import http
-from remediator.config import Config, WebConfig
+from remediator.config import WebConfig
 from remediator.config.doors import host_and_port
 from remediator.config.secrets import read_token
 from remediator.errors import ConfigError, RemediatorError, ServiceError, ServiceRefused
@@ -17,23 +17,24 @@ from serving.errors import ServingError
 _TIMEOUT = 10.0
 
 
-def ask(config: Config, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+def ask(web: WebConfig, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
     """The JSON object that the server answers.
 
     Raises:
         ConfigError: nothing is configured that could show who asks, or it cannot be used.
-        RemediatorError: nothing listens, something else does, or the server refuses.
+        ServiceRefused: nothing listens.
+        RemediatorError: something else listens, or the server refuses.
     """
-    url = _url(config.web)
-    access = access_to(config.web.client, "web.client", {"web.client.url": url})
-    token, shown = _token(config.web)
+    url = _url(web)
+    access = access_to(web.client, "web.client", {"web.client.url": url})
+    token, shown = _token(web)
     where = url.partition("://")[2]
     try:
         reply = http.call(
             method, f"{url}{path}", timeout=_TIMEOUT, body=body, token=token, access=access
         )
     except ServiceRefused:
-        raise RemediatorError(f"no gpu-remediator listens on {where}") from None
+        raise ServiceRefused(f"no gpu-remediator listens on {where}") from None
     except ServiceError as error:
         hint = "; see web.client.ca_file and web.client.url" if "TLS" in str(error) else ""
         raise RemediatorError(f"the remediator at {where}: {error}{hint}") from None

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from remediator.cli import operate
 from remediator.config.windows import WindowConfig
 from tests.remediator.edge.support import (
     GPU,
@@ -86,6 +87,23 @@ def test_it_is_approved_once_by_its_token_and_audited_with_who(hot: InProcess) -
     with hot.store.reading() as tx:
         (record,) = [r.record for r in tx.audit_records() if r.record["event"] == "approved"]
     assert (record["run"], record["data"]) == (1, {"by": "the operate token"})
+
+
+def test_the_command_prints_what_it_approves_and_why_it_was_asked(
+    hot: InProcess, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def asked_here(_: Any, method: str, path: str, body: Any = None) -> Any:
+        return hot.client("operate").open(path, method=method, json=body).json
+
+    monkeypatch.setattr(operate, "ask", asked_here)
+    assert operate.approve(hot.config.web, 1, "") == 0
+    said, why, step, means, end = capsys.readouterr().out.splitlines()
+    assert said == f"run 1: throttle-gpu on gpu:{GPU} for GPUTemperatureWarning"
+    assert why.startswith("  why: throttle-gpu asks for approval: needs_approval: ")
+    assert "84" in why
+    assert step == f"  1. rung 1: cap_power (to 80%) on {GPU}"
+    assert means.startswith(f"  GPU {GPU}: ")
+    assert end.startswith("run 1 is approved")
 
 
 @pytest.mark.parametrize("token", ["", "x" * 32, "\x00", "é" * 32])

@@ -216,19 +216,18 @@ def https(running, tmp_path) -> Iterator[Any]:
 
 def as_client(config: Any, *, token: bool = False, **client: Any) -> Any:
     tokens = config.web.tokens if token else replace(config.web.tokens, operate=None)
-    web_config = replace(config.web, tokens=tokens, client=ClientConfig(**client))
-    return replace(config, web=web_config)
+    return replace(config.web, tokens=tokens, client=ClientConfig(**client))
 
 
 def test_a_command_comes_in_over_tls_by_token_user_or_certificate(https, tmp_path) -> None:
     (tmp_path / "password").write_text("secret\n")
     user = {"username": "ann", "password_file": tmp_path / "password"}
-    for config in (
+    for web in (
         as_client(https, token=True, ca_file=CA),
         as_client(https, ca_file=CA, **user),
         as_client(https, token=True, ca_file=CA, **user),
     ):
-        assert ask(config, "POST", "/api/v1/resume") == {"paused": None}
+        assert ask(web, "POST", "/api/v1/resume") == {"paused": None}
     certificate = {"cert_file": TLS / "client.pem", "key_file": TLS / "client.key"}
     # This one may only read.
     assert ask(as_client(https, ca_file=CA, **certificate), "GET", "/api/v1/runs") == {"runs": []}
