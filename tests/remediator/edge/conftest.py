@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -46,12 +45,10 @@ def exporter() -> Iterator[ExporterStandIn]:
 @pytest.fixture
 def cli(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., tuple[int, str, str]]]:
+) -> Callable[..., tuple[int, str, str]]:
     """The command line in this process: (exit status, standard output, standard error)."""
     for name in ("CONFIG_FILE", "WEB_LISTEN_ADDRESS", "LOG_LEVEL", "LOG_FORMAT"):
         monkeypatch.delenv(f"GPU_REMEDIATOR_{name}", raising=False)
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
 
     def call(*arguments: str) -> tuple[int, str, str]:
         capsys.readouterr()
@@ -59,9 +56,7 @@ def cli(
         said = capsys.readouterr()
         return code, said.out, said.err
 
-    yield call
-    root.handlers[:] = handlers
-    root.setLevel(level)
+    return call
 
 
 @pytest.fixture
