@@ -66,7 +66,7 @@ fuzz: $(VENV)/.ready-dev ## a million payloads, 10,000 schedules of deliveries, 
 	SCHEMATHESIS_EXAMPLES=200 $(BIN)/python -m pytest tests/remediator/edge/test_schemathesis.py
 	HELPER_FUZZ=1000000 $(BIN)/python -m pytest tests/remediator/helper/test_protocol.py -k whatever
 
-node-days: $(VENV)/.ready-dev ## 2,000 days of healthy, busy services before the hang verdict: nothing may be restarted; 40 minutes
+node-days: $(VENV)/.ready-dev ## 2,000 days of healthy, busy services before the hang verdict: nothing may be restarted; half an hour
 	$(BIN)/python -m tests.remediator.corpus.node_days --days 2000
 
 soak: $(VENV)/.ready-dev ## the exporter under scrapes and faults for ten minutes: nothing of it may grow
